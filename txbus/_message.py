@@ -70,7 +70,7 @@ class Envelope:
     topic: str
     payload: bytes
     key: str | None = None
-    headers: Mapping[str, str] = field(default=_NO_HEADERS)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
     tag: str | None = None
     deliver_at_s: float | None = None
 
