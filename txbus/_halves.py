@@ -48,15 +48,11 @@ class HalfChannel(Protocol):
         taken in the database. Raises MessageRefused, DestinationRefused, KeyHeld."""
         ...
 
-    def store(self, half: Half, timeout_s: float) -> None:
+    def store(self, half: Half, timeout_s: float) -> tuple[Receipt, ...]:
         """Make the half durable before the local COMMIT. HalfFailed when the time is over, its
-        queueing included, or the broker refuses; the caller rolls back."""
+        queueing included, or the broker refuses; the caller rolls back. Receipts of the halves."""
         ...
 
     def tell(self, half: Half, outcome: Outcome) -> None:
         """Carry the sender's word to the broker side. A hint: not awaited, never raises."""
-        ...
-
-    def receipts(self, half: Half) -> tuple[Receipt, ...]:
-        """Where the half itself is stored (not yet where its messages will be)."""
         ...

@@ -1,0 +1,413 @@
+"""The relay of a half log: shares its partitions with other relays, publishes what is committed.
+
+One polling thread owns every client; a second task (the `LedgerDesk`) talks to the databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from txbus._halflog.index import OpenHalf
+from txbus._halflog.ledgerdesk import Answer, LedgerDesk, LedgerDeskBudget, OwnChecker, Question
+from txbus._halflog.partition import HalfPartition, PartitionBudget, Phase
+from txbus._halves import HalfId
+from txbus._message import TopicPartition
+from txbus._outcome import Outcome
+from txbus._ports import Ports, Task
+from txbus._telemetry import Alarm, Emit, FencedOff, PartitionsChanged, Reconnected
+from txbus.errors import BackendError, Fenced
+from txbus.spi import Backend, Batch, Log, Membership, Receiver, Subscription
+from txbus.stores.contract import Database
+
+__all__ = ["Relay", "RelayBudget", "RelayHealth", "relay_group"]
+
+
+def relay_group(service: str) -> str:
+    """The consumer group in which the relays of a service share its half partitions."""
+    return f"txbus.relay.{service}"
+
+
+@dataclass(frozen=True, slots=True)
+class RelayBudget:
+    """Bounds and times of a relay, in seconds.
+
+    ``check_after_s``: age at which a half without a D is asked about, since this owner read it.
+    ``check_interval_s``: the time between two questions about the same half.
+    """
+
+    check_after_s: float = 2.0
+    check_interval_s: float = 1.0
+    alarm_after_s: float = 60.0
+    poll_s: float = 0.5
+    lease_s: float = 10.0
+    records_max: int = 1_000
+    steps_per_poll: int = 8
+    partition: PartitionBudget = field(default_factory=PartitionBudget)
+    desk: LedgerDeskBudget = field(default_factory=LedgerDeskBudget)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayHealth:
+    """``oldest_s``: age of the oldest undecided half that this relay knows of."""
+
+    running: bool
+    partitions: tuple[int, ...]
+    undecided: int
+    parked: int
+    oldest_s: float
+    last_error: str
+
+
+class Relay:
+    """One relay. `start` and `stop` from any thread."""
+
+    def __init__(
+        self,
+        service: str,
+        topic: str,
+        partitions: int,
+        backend: Backend,
+        databases: Mapping[str, Database],
+        checkers: Mapping[str, OwnChecker],
+        ports: Ports,
+        emit: Emit,
+        budget: RelayBudget,
+        held_changed: Callable[[Mapping[tuple[str, str], int]], None],
+    ) -> None:
+        """``databases`` must be all of the service's (rule 9). ``held_changed`` is told which keys
+        parked halves hold and how many halves wait behind each, when that changes."""
+        self._service = service
+        self._topic = topic
+        self._count = partitions
+        self._backend = backend
+        self._databases = databases
+        self._checkers = checkers
+        self._ports = ports
+        self._clock = ports.clock
+        self._emit = emit
+        self._budget = budget
+        self._held_changed = held_changed
+        self._held: dict[tuple[str, str], int] = {}
+        self._condition = ports.runtime.condition()
+        self._answers: list[Answer] = []
+        self._asked: set[tuple[TopicPartition, HalfId]] = set()
+        self._owned: dict[TopicPartition, HalfPartition] = {}
+        self._receiver: Receiver | None = None
+        self._log: Log | None = None
+        self._desk: LedgerDesk | None = None
+        self._stopping = False
+        self._quiet_asked = 0
+        self._quiet_seen = 0
+        self._last_error = ""
+        self._alarmed_at_s = float("-inf")
+        self._health = RelayHealth(False, (), 0, 0, 0.0, "")
+        self._more = False
+        self._thread: Task | None = None
+        self._running = False
+
+    def start(self) -> None:
+        """Join the group and work until `stop`."""
+        assert not self._running
+        self._running = True
+        self._desk = LedgerDesk(
+            self._service, self._databases, self._checkers, self._ports, self._emit, self._budget.desk, self._take
+        )
+        self._thread = self._ports.runtime.spawn(self._run, f"txbus-relay-{self._service}")
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Finish the step in hand, leave the group. Idempotent."""
+        with self._condition:
+            if not self._running:
+                return
+            self._stopping = True
+            receiver = self._receiver
+        if receiver is not None:
+            receiver.wake()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        if self._desk is not None:
+            self._desk.stop()
+        self._running = False
+
+    def health(self) -> RelayHealth:
+        return self._health
+
+    def wait_quiet(self, timeout_s: float) -> bool:
+        """Wait until every half stored before this call is settled and nothing is left to do.
+
+        Only meaningful for the one relay of a service; False when the time is over."""
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        with self._condition:
+            self._quiet_asked += 1
+            mine = self._quiet_asked
+            receiver = self._receiver
+        while True:
+            if receiver is not None:
+                receiver.wake()
+            with self._condition:
+                if self._quiet_seen >= mine:
+                    return True
+                left_s = deadline_s - self._clock.monotonic_s()
+                if left_s <= 0 or not self._running:
+                    return False
+                self._condition.wait(min(left_s, 0.05))
+                receiver = self._receiver
+
+    # the polling thread
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping:
+            try:
+                if self._receiver is None:
+                    self._connect()
+                self._poll()
+                failures = 0
+            except BackendError as exc:
+                failures += 1
+                self._disconnect(exc)
+                self._pause_s(min(10.0, 0.1 * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * self._ports.entropy.uniform()))
+            except Exception as exc:
+                failures += 1
+                self._emit(Alarm(self._service, "", "relay", f"unexpected {type(exc).__name__}: {exc}"))
+                self._disconnect(exc)
+                self._pause_s(1.0)
+        self._leave_all(orderly=True)
+        self._health = RelayHealth(False, (), 0, 0, 0.0, self._last_error)
+
+    def _connect(self) -> None:
+        self._log = self._backend.log(self._topic)
+        receiver = self._backend.receiver(
+            Subscription(
+                group=relay_group(self._service), topics=(self._topic,), manual=True, lease_s=self._budget.lease_s
+            )
+        )
+        with self._condition:
+            self._receiver = receiver
+
+    def _disconnect(self, error: Exception) -> None:
+        self._last_error = f"{type(error).__name__}: {error}"
+        if isinstance(error, Fenced):
+            self._emit(FencedOff(self._service, "", f"relay of {self._topic}", str(error)))
+        else:
+            self._emit(Reconnected(self._service, "", f"relay of {self._topic}", self._last_error))
+        self._leave_all(orderly=False)
+
+    def _leave_all(self, orderly: bool) -> None:
+        for partition in self._owned.values():
+            partition.leave(orderly)
+        self._owned.clear()
+        self._asked.clear()
+        with self._condition:
+            receiver, self._receiver = self._receiver, None
+        for part in (receiver, self._log):
+            if part is not None:
+                try:
+                    part.close()
+                except BackendError as exc:
+                    self._last_error = f"{type(exc).__name__}: {exc}"
+        self._log = None
+
+    def _pause_s(self, seconds: float) -> None:
+        with self._condition:
+            if not self._stopping:
+                self._condition.wait(seconds)
+
+    def _poll(self) -> None:
+        assert self._receiver is not None
+        batch = self._receiver.receive(self._budget.records_max, self._wait_s())
+        fresh = self._assign(batch)
+        now_s = self._clock.monotonic_s()
+        for received in batch.received:
+            partition = self._owned.get(received.position.where)
+            if partition is not None and partition.phase is not Phase.DOWN and received.position.where not in fresh:
+                partition.feed(received, now_s)
+        self._apply_answers()
+        self._more = False
+        for partition in list(self._owned.values()):
+            self._more = self._work(partition, batch.membership) or self._more
+        self._ask_due()
+        self._survey()
+        self._maybe_quiet(batch)
+
+    def _wait_s(self) -> float:
+        if self._more or self._answers:
+            return 0.0
+        wait_s = self._budget.poll_s
+        if any(p.phase is Phase.DOWN for p in self._owned.values()):
+            wait_s = min(wait_s, 0.05)
+        now_s = self._clock.monotonic_s()
+        for partition in self._owned.values():
+            for half in partition.index.undecided():
+                if (partition.where, half.id) not in self._asked:
+                    wait_s = min(wait_s, max(0.0, self._due_s(half) - now_s))
+                    break
+        return wait_s
+
+    def _assign(self, batch: Batch) -> set[TopicPartition]:
+        """Follow the newest snapshot: drop what left it, take over what joined it (rule 12).
+
+        Returns the partitions that were taken over in this very poll: their records in this batch
+        were read before the take-over and come again."""
+        fresh: set[TopicPartition] = set()
+        wanted = batch.membership.partitions
+        lost = [where for where in self._owned if where not in wanted or where in batch.lost]
+        for where in lost:
+            self._owned.pop(where).leave(orderly=False)
+            self._asked = {a for a in self._asked if a[0] != where}
+        gained = [where for where in sorted(wanted) if where not in self._owned]
+        for where in gained:
+            self._owned[where] = self._make(where)
+        if gained or lost:
+            self._emit(
+                PartitionsChanged(
+                    self._service, "", relay_group(self._service),
+                    tuple(map(str, gained)), tuple(map(str, sorted(lost))),
+                )
+            )
+        for where, partition in self._owned.items():
+            if partition.phase is Phase.DOWN:
+                partition.take_over(batch.membership)
+                self._asked = {a for a in self._asked if a[0] != where}
+                fresh.add(where)
+        return fresh
+
+    def _make(self, where: TopicPartition) -> HalfPartition:
+        assert self._receiver is not None and self._log is not None
+        return HalfPartition(
+            self._service,
+            relay_group(self._service),
+            where,
+            self._backend,
+            self._receiver,
+            self._log,
+            self._ports,
+            self._emit,
+            self._budget.partition,
+            self._settled,
+        )
+
+    def _work(self, partition: HalfPartition, membership: Membership) -> bool:
+        for _ in range(self._budget.steps_per_poll):
+            if not partition.work(membership):
+                return False
+        return True
+
+    def _settled(self, settled: Sequence[tuple[OpenHalf, Outcome]]) -> None:
+        assert self._desk is not None
+        confirm: dict[str, list[HalfId]] = {}
+        for half, outcome in settled:
+            if outcome is Outcome.COMMITTED and half.entry.half.database in self._databases:
+                confirm.setdefault(half.entry.half.database, []).append(half.id)
+        for name, ids in confirm.items():
+            self._desk.confirm(name, ids)
+
+    # check-back (rules 25 to 27)
+
+    def _due_s(self, half: OpenHalf) -> float:
+        """When a half is to be asked about next: by our own clock since we read it, nobody else's."""
+        if half.checked_s is None:
+            return half.seen_s + self._budget.check_after_s
+        return half.checked_s + self._budget.check_interval_s
+
+    def _ask_due(self) -> None:
+        assert self._desk is not None
+        now_s = self._clock.monotonic_s()
+        questions: list[Question] = []
+        for partition in self._owned.values():
+            if partition.phase is not Phase.ACTIVE:
+                continue
+            for half in partition.index.undecided():
+                due = partition.window_full or self._due_s(half) <= now_s
+                if due and (partition.where, half.id) not in self._asked:
+                    self._asked.add((partition.where, half.id))
+                    half.checked_s = now_s
+                    questions.append(self._question(partition, half, now_s))
+        if questions:
+            self._desk.ask(questions)
+
+    def _question(self, partition: HalfPartition, half: OpenHalf, now_s: float) -> Question:
+        about = half.entry.half
+        envelope = None
+        if not half.topics.isdisjoint(self._checkers):
+            envelope = next(e for e in partition.load(half) if e.topic in self._checkers)
+        return Question(
+            partition.where,
+            half.id,
+            about.ledger_id,
+            about.database,
+            about.created_s,
+            now_s - half.seen_s,
+            half.checks,
+            envelope,
+        )
+
+    def _take(self, answers: Sequence[Answer]) -> None:
+        """Called by the desk's task: leave the answers for the polling thread and wake it."""
+        with self._condition:
+            self._answers.extend(answers)
+            receiver = self._receiver
+        if receiver is not None:
+            receiver.wake()
+
+    def _apply_answers(self) -> None:
+        with self._condition:
+            answers, self._answers = self._answers, []
+        for answer in answers:
+            where = answer.question.where
+            if (where, answer.question.id) not in self._asked:
+                continue
+            self._asked.discard((where, answer.question.id))
+            partition = self._owned.get(where)
+            half = partition.index.halves.get(answer.question.id) if partition is not None else None
+            if partition is None or half is None:
+                continue
+            if answer.counted:
+                half.checks += 1
+            if half.outcome is None and answer.outcome is not Outcome.UNKNOWN:
+                half.outcome = answer.outcome
+            elif half.outcome is None and answer.park is not None:
+                partition.park(half.id, answer.park)
+
+    # watching
+
+    def _survey(self) -> None:
+        now_s = self._clock.monotonic_s()
+        undecided = parked = 0
+        oldest_s = 0.0
+        held: dict[tuple[str, str], int] = {}
+        for partition in self._owned.values():
+            waiting = list(partition.index.undecided())
+            undecided += len(waiting)
+            oldest_s = max((now_s - h.seen_s for h in waiting), default=oldest_s)
+            set_aside = partition.index.held_keys()
+            parked += len(set_aside)
+            held.update(set_aside)
+        if held != self._held:
+            self._held = held
+            self._held_changed(held)
+        if oldest_s > self._budget.alarm_after_s and now_s - self._alarmed_at_s > self._budget.alarm_after_s:
+            self._alarmed_at_s = now_s
+            self._emit(
+                Alarm(
+                    self._service, "", "undecided half",
+                    f"{undecided} halves have no outcome, the oldest for {oldest_s:.0f} s; is a database away?",
+                )
+            )
+        self._health = RelayHealth(
+            True, tuple(sorted(w.partition for w in self._owned)), undecided, parked, oldest_s, self._last_error
+        )
+
+    def _maybe_quiet(self, batch: Batch) -> None:
+        asked = self._quiet_asked
+        if self._quiet_seen >= asked or batch.received or len(self._owned) < self._count or self._log is None:
+            return
+        for where, partition in self._owned.items():
+            if partition.phase is not Phase.ACTIVE or partition.index.halves:
+                return
+            if partition.read_next < self._log.end(where.partition):
+                return
+        with self._condition:
+            self._quiet_seen = asked
+            self._condition.notify_all()
