@@ -58,7 +58,7 @@ class SendOptions:
     """
 
     key: str | None = None
-    headers: Mapping[str, str] = field(default=_NO_HEADERS)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
     message_id: str | None = None
     tag: str | None = None
     correlation_id: str | None = None
