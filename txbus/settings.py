@@ -48,118 +48,125 @@ _Partitions = Annotated[int, Field(ge=1, le=1_024)]
 _Bytes = Annotated[int, Field(ge=1_024, le=64 * 1024 * _MIB)]
 
 
-class Settings(pydantic.BaseModel):
+class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     """The settings of one bus. Immutable, and safe to share between threads.
 
     Times are seconds (``_s``), sizes are bytes (``_bytes``). Making one checks each value's type
     and range (pydantic's ValidationError); `Settings.load` does the same with `SettingsError`.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
     # sending with a local transaction
     half_timeout_s: _Seconds = Field(
-        5.0,
+        default=5.0,
         description="Deadline of a caller for its half message, queueing included, because the caller holds "
         "row locks; then the local transaction is rolled back.",
     )
     local_timeout_s: _Seconds = Field(
-        30.0,
+        default=30.0,
         description="Longest local transaction, counted from entering the block; one that comes to its "
         "commit later is rolled back.",
     )
     hint_linger_s: _Wait = Field(
-        0.005,
+        default=0.005,
         description="How long a sender's word on an outcome waits for others to share its log record.",
     )
     send_timeout_s: _Seconds = Field(
-        30.0, description="Longest wait for the broker's receipt of a message that is sent."
+        default=30.0, description="Longest wait for the broker's receipt of a message that is sent."
     )
     half_partitions: _Partitions = Field(
-        8, description="Partitions of the service's half log. Stored with the topic; a change needs a drain."
+        default=8,
+        description="Partitions of the service's half log. Stored with the topic; a change needs a drain.",
     )
 
     # check-back
     check_after_s: _Seconds = Field(
-        2.0, description="Age at which a half without its sender's word is asked about."
+        default=2.0, description="Age at which a half without its sender's word is asked about."
     )
-    check_interval_s: _Seconds = Field(1.0, description="Pause between two rounds of check-back.")
+    check_interval_s: _Seconds = Field(default=1.0, description="Pause between two rounds of check-back.")
     check_lock_wait_s: _Seconds = Field(
-        0.2, description="Longest wait of a check for the row lock of an open local transaction."
+        default=0.2, description="Longest wait of a check for the row lock of an open local transaction."
     )
-    check_budget_s: _Seconds = Field(1.0, description="Longest round of check-back in one database.")
+    check_budget_s: _Seconds = Field(default=1.0, description="Longest round of check-back in one database.")
     check_max: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        15, description="Answers UNKNOWN of an application's own checker before the half is parked."
+        default=15, description="Answers UNKNOWN of an application's own checker before the half is parked."
     )
 
     # the relay
     relay: Literal["inside", "outside"] = Field(
-        "inside",
+        default="inside",
         description="Whether this bus runs a relay of its own (inside) or leaves it to `txbus relay` "
         "(outside).",
     )
     broker_transaction_timeout_s: _Seconds = Field(
-        60.0,
+        default=60.0,
         description="How long the broker keeps a silent relay's broker transaction open; readers of its "
         "destinations may have to wait that long when every relay is dead.",
     )
-    step_messages_max: _Count = Field(500, description="Most messages that one relay step publishes.")
-    step_bytes_max: _Bytes = Field(4 * _MIB, description="Most payload bytes that one relay step publishes.")
+    step_messages_max: _Count = Field(default=500, description="Most messages that one relay step publishes.")
+    step_bytes_max: _Bytes = Field(
+        default=4 * _MIB, description="Most payload bytes that one relay step publishes."
+    )
     window_halves_max: _Count = Field(
-        20_000, description="Most unsettled halves of one partition that a relay keeps in its index."
+        default=20_000, description="Most unsettled halves of one partition that a relay keeps in its index."
     )
     payload_budget_bytes: _Bytes = Field(
-        64 * _MIB, description="Payloads that a relay keeps in memory; beyond it they are read again."
+        default=64 * _MIB, description="Payloads that a relay keeps in memory; beyond it they are read again."
     )
     reappend_records: _Count = Field(
-        10_000, description="Distance in the half log, in records, at which unsettled halves are re-appended."
+        default=10_000,
+        description="Distance in the half log, in records, at which unsettled halves are re-appended.",
     )
     held_key_max: _Count = Field(
-        1_000, description="Halves behind a parked one of the same key before new ones are refused."
+        default=1_000, description="Halves behind a parked one of the same key before new ones are refused."
     )
 
     # the ledger
     ledger_retention_s: _Long = Field(
-        7 * _DAY_S,
+        default=7 * _DAY_S,
         description="Age at which a settled ledger row may be purged; a missing row means ROLLED_BACK only "
         "for halves younger than half of it.",
     )
     confirm_interval_s: _Seconds = Field(
-        1.0, description="Pause between two rounds that note published messages in the ledger."
+        default=1.0, description="Pause between two rounds that note published messages in the ledger."
     )
-    purge_interval_s: _Seconds = Field(60.0, description="Pause between two purges of ledger and inbox.")
-    purge_batch: _Count = Field(1_000, description="Most rows that one purge deletes.")
+    purge_interval_s: _Seconds = Field(
+        default=60.0, description="Pause between two purges of ledger and inbox."
+    )
+    purge_batch: _Count = Field(default=1_000, description="Most rows that one purge deletes.")
 
     # receiving
     lease_s: _Seconds = Field(
-        10.0, description="How long a member of a group owns its partitions without a sign of life."
+        default=10.0, description="How long a member of a group owns its partitions without a sign of life."
     )
-    poll_s: _Seconds = Field(0.5, description="Longest wait of one receive.")
+    poll_s: _Seconds = Field(default=0.5, description="Longest wait of one receive.")
     workers: Annotated[int, Field(ge=1, le=1_024)] = Field(
-        4, description="Threads that run handlers; messages of one key never run at the same time."
+        default=4, description="Threads that run handlers; messages of one key never run at the same time."
     )
     max_in_flight: _Count = Field(
-        1_000, description="Most deliveries taken from the broker and not yet done."
+        default=1_000, description="Most deliveries taken from the broker and not yet done."
     )
     lock_wait_s: _Seconds = Field(
-        5.0, description="Longest wait of a handler for another process that handles the same message."
+        default=5.0,
+        description="Longest wait of a handler for another process that handles the same message.",
     )
-    replay_reach_s: _Long = Field(7 * _DAY_S, description="How far back consumers may be sought.")
+    replay_reach_s: _Long = Field(default=7 * _DAY_S, description="How far back consumers may be sought.")
     inbox_horizon_s: _Long | None = Field(
-        None,
+        default=None,
         description="How long an inbox row is kept. None: computed from the retry schedules, lease_s, "
         "replay_reach_s and topic_retention_s.",
     )
     stop_timeout_s: _Seconds = Field(
-        10.0, description="Longest wait for deliveries in hand when the bus is stopped."
+        default=10.0, description="Longest wait for deliveries in hand when the bus is stopped."
     )
 
     # topics
     create_topics: bool = Field(
-        True, description="Whether missing topics are created when the bus is opened."
+        default=True, description="Whether missing topics are created when the bus is opened."
     )
-    topic_partitions: _Partitions = Field(8, description="Partitions of a topic that txbus creates.")
-    topic_retention_s: _Long = Field(7 * _DAY_S, description="Retention of a topic that txbus creates.")
+    topic_partitions: _Partitions = Field(default=8, description="Partitions of a topic that txbus creates.")
+    topic_retention_s: _Long = Field(
+        default=7 * _DAY_S, description="Retention of a topic that txbus creates."
+    )
 
     @classmethod
     def load(
