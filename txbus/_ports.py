@@ -41,6 +41,8 @@ class Entropy(Protocol):
 
 
 class Lock(Protocol):
+    """Mutual exclusion, as ``threading.Lock``."""
+
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
 
     def release(self) -> None: ...

@@ -48,7 +48,7 @@ _Partitions = Annotated[int, Field(ge=1, le=1_024)]
 _Bytes = Annotated[int, Field(ge=1_024, le=64 * 1024 * _MIB)]
 
 
-class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
+class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True):
     """The settings of one bus. Immutable, and safe to share between threads.
 
     Times are seconds (``_s``), sizes are bytes (``_bytes``). Making one checks each value's type
