@@ -1,0 +1,406 @@
+"""A local transaction that sends: half durable, then COMMIT, then the outcome.
+
+The order on leaving the block is fixed (halflog.md, rule 1): session flush → ledger insert
+returned → half stored → COMMIT → outcome told. Everything else here is about the ways in which
+that order can be cut short.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from txbus._halves import Half, HalfChannel, HalfId
+from txbus._message import Envelope, Receipt, Topic
+from txbus._outcome import Outcome
+from txbus._ports import Clock, Ports
+from txbus._telemetry import (
+    Alarm,
+    Emit,
+    HalfStored,
+    LocalBegan,
+    LocalCommitted,
+    LocalEnded,
+    OutcomeTold,
+)
+from txbus._wire import SendOptions
+from txbus.errors import (
+    ConfigurationError,
+    LocalTimeout,
+    NotOpen,
+    OutcomeUnknown,
+    StoreError,
+)
+from txbus.stores.contract import CommitResult, Database, LedgerRow, LocalTransaction
+
+__all__ = ["AttachedScope", "LocalBudget", "MakeEnvelope", "TransactionScope", "settle_outcome"]
+
+T = TypeVar("T")
+MakeEnvelope = Callable[[Topic[Any], Any, SendOptions], Envelope]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBudget:
+    """Times in seconds. ``settle_s``: how long a lost COMMIT answer is looked for in the ledger."""
+
+    local_timeout_s: float = 30.0
+    half_timeout_s: float = 5.0
+    settle_s: float = 10.0
+    settle_lock_wait_s: float = 1.0
+
+
+class _State(enum.Enum):
+    NEW = "new"
+    OPEN = "open"
+    ENDED = "ended"
+
+
+class _Outgoing:
+    """The messages of one local transaction, with its savepoints. One thread."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[Envelope] = []
+        self._savepoints: list[tuple[str, int]] = []
+
+    def savepoint(self, name: str) -> None:
+        self._savepoints.append((name, len(self.envelopes)))
+
+    def roll_back_to(self, name: str) -> None:
+        while self._savepoints:
+            found, count = self._savepoints.pop()
+            if found == name:
+                del self.envelopes[count:]
+                return
+
+    def release(self, name: str) -> None:
+        names = [n for n, _ in self._savepoints]
+        if name in names:
+            del self._savepoints[names.index(name) :]
+
+
+class _Sending:
+    """What an own and an attached local transaction have in common: from messages to outcome."""
+
+    def __init__(
+        self,
+        service: str,
+        database: Database,
+        channel: HalfChannel | None,
+        make: MakeEnvelope,
+        ports: Ports,
+        emit: Emit,
+        budget: LocalBudget,
+        half_id: HalfId,
+        trace_id: str,
+        named: bool,
+    ) -> None:
+        """``named``: the application chose the id and may run the block again under it; then every
+        attempt has a ledger row, even without messages, and its number is reserved on entering."""
+        self._named = named
+        self._service = service
+        self._database = database
+        self._channel = channel
+        self._make = make
+        self._clock = ports.clock
+        self._emit = emit
+        self._budget = budget
+        self._half_id = half_id
+        self._trace_id = trace_id
+        self._outgoing = _Outgoing()
+        self._half: Half | None = None
+        self._in_ledger = False
+        self._receipts: tuple[Receipt, ...] = ()
+        self._outcome = Outcome.UNKNOWN
+        self._began_s = self._clock.monotonic_s()
+        self._state = _State.NEW
+
+    @property
+    def id(self) -> str:
+        """The local transaction's id: in the ledger, in events, in `OutcomeUnknown`."""
+        return self._half_id.tx_id
+
+    @property
+    def attempt(self) -> int:
+        """The attempt under this id, from 1."""
+        return self._half_id.attempt
+
+    @property
+    def database(self) -> str:
+        """The name of the database."""
+        return self._database.name
+
+    @property
+    def outcome(self) -> Outcome:
+        """UNKNOWN while it is open; COMMITTED or ROLLED_BACK once it is settled."""
+        return self._outcome
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Where the half messages are stored, after the block; empty if it sent none."""
+        return self._receipts
+
+    def send(
+        self,
+        topic: Topic[T],
+        payload: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        tag: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        deliver_after_s: float | None = None,
+    ) -> str:
+        """Add a message; it becomes visible if and only if the local transaction commits.
+
+        Nothing is sent before the block ends. Returns the message id.
+        """
+        self._require_open()
+        options = SendOptions(
+            key=key,
+            headers=headers or {},
+            message_id=message_id,
+            tag=tag,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            deliver_after_s=deliver_after_s,
+        )
+        if self._channel is None:
+            raise ConfigurationError("this bus has no half message channel: it was opened without any database")
+        envelope = self._make(topic, payload, options)
+        self._outgoing.envelopes.append(envelope)
+        assert envelope.id is not None
+        return envelope.id
+
+    def _require_open(self) -> None:
+        if self._state is not _State.OPEN:
+            raise NotOpen(f"local transaction {self.id} is {self._state.value}: send inside of its block")
+
+    def _opened(self) -> None:
+        self._state = _State.OPEN
+        self._emit(LocalBegan(self._service, self._trace_id, self.id, self.attempt, self.database))
+
+    def _before_commit(self, local: LocalTransaction) -> None:
+        """Everything that must have happened when COMMIT is issued. Raising means: roll back."""
+        envelopes = tuple(self._outgoing.envelopes)
+        self._check_in_time()
+        if not envelopes and not self._named:
+            return
+        now_s = self._clock.wall_s()
+        half = Half(self._half_id, self._database.identity(), self.database, now_s, envelopes)
+        if envelopes:
+            assert self._channel is not None
+            self._channel.check(half)
+        local.flush()
+        local.insert_ledger(
+            LedgerRow(self._half_id, Outcome.COMMITTED, self.database, len(envelopes), now_s)
+        )
+        self._in_ledger = True
+        self._check_in_time()
+        if not envelopes:
+            return
+        assert self._channel is not None
+        self._half = half
+        self._receipts = self._channel.store(half, self._budget.half_timeout_s)
+        self._emit(
+            HalfStored(self._service, self._trace_id, self.id, self.attempt, self.database, len(envelopes))
+        )
+
+    def _check_in_time(self) -> None:
+        late_s = self._clock.monotonic_s() - self._began_s - self._budget.local_timeout_s
+        if late_s > 0:
+            detail = (
+                f"local transaction {self.id} on {self.database!r} reached its commit {late_s:.3g} s after "
+                f"local_timeout_s={self._budget.local_timeout_s:g}: rolled back"
+            )
+            self._emit(Alarm(self._service, self._trace_id, "local timeout", detail))
+            raise LocalTimeout(f"{detail}; shorten the block or raise local_timeout_s")
+
+    def _committed(self) -> None:
+        self._outcome = Outcome.COMMITTED
+        self._emit(
+            LocalCommitted(
+                self._service, self._trace_id, self.id, self.attempt, self.database, len(self._outgoing.envelopes)
+            )
+        )
+        self._tell(Outcome.COMMITTED)
+        self._ended()
+
+    def _rolled_back(self) -> None:
+        """COMMIT was never sent, or it was refused, or the fence answered: this is certain."""
+        self._outcome = Outcome.ROLLED_BACK
+        self._tell(Outcome.ROLLED_BACK)
+        self._ended()
+
+    def _tell(self, outcome: Outcome) -> None:
+        if self._half is not None:
+            assert self._channel is not None
+            self._channel.tell(self._half, outcome)
+            self._emit(OutcomeTold(self._service, self._trace_id, self.id, self.attempt, outcome))
+
+    def _ended(self) -> None:
+        self._state = _State.ENDED
+        self._emit(
+            LocalEnded(
+                self._service,
+                self._trace_id,
+                self.id,
+                self.attempt,
+                self.database,
+                self._outcome,
+                len(self._outgoing.envelopes),
+                self._clock.monotonic_s() - self._began_s,
+            )
+        )
+
+    def _settle_unknown(self, error: BaseException | None) -> bool:
+        """COMMIT's answer was lost: ask the ledger by fencing, on a connection of its own.
+
+        True: committed. False: rolled back for certain. OutcomeUnknown if the database does not
+        answer within ``settle_s``; nothing is told to the broker then, check-back will ask.
+        """
+        if not self._in_ledger:
+            self._state = _State.ENDED
+            raise OutcomeUnknown(
+                f"COMMIT of {self.id} on {self.database!r} got no clear answer ({error}) and it sent no message, "
+                "so no ledger row tells: look into your own tables (a block with tx_id= always has a row)",
+                tx_id=self.id,
+                database=self.database,
+            ) from error
+        outcome = settle_outcome(self._database, self._half_id, self._clock, self._budget)
+        if outcome is Outcome.UNKNOWN:
+            self._state = _State.ENDED
+            raise OutcomeUnknown(
+                f"COMMIT of {self.id} on {self.database!r} got no clear answer ({error}) and its ledger cannot be "
+                f"reached; ask bus.outcome({self.id!r}) later, and do not run the block again under a new id",
+                tx_id=self.id,
+                database=self.database,
+            ) from error
+        return outcome is Outcome.COMMITTED
+
+
+def settle_outcome(database: Database, half_id: HalfId, clock: Clock, budget: LocalBudget) -> Outcome:
+    """Fence one attempt, trying for ``settle_s``; UNKNOWN if the database does not answer."""
+    deadline_s = clock.monotonic_s() + budget.settle_s
+    wait_s = 0.05
+    while True:
+        try:
+            outcomes = database.settle([half_id], clock.wall_s(), budget.settle_lock_wait_s)
+            if half_id in outcomes:
+                return outcomes[half_id]
+        except StoreError:
+            pass
+        if clock.monotonic_s() + wait_s >= deadline_s:
+            return Outcome.UNKNOWN
+        clock.sleep_s(wait_s)
+        wait_s = min(1.0, wait_s * 2)
+
+
+class TransactionScope(_Sending):
+    """A local transaction that txbus begins and commits: what ``with bus.transaction(…)`` yields.
+
+    One thread, one use. Leaving the block normally commits; leaving it by an exception rolls back,
+    and no message of it is ever visible. Raises what `txbus.errors.TransactionError` lists.
+    """
+
+    _local: LocalTransaction | None = None
+
+    @property
+    def connection(self) -> Any:
+        """The database library's connection, inside of the local transaction."""
+        return self._open_local().connection
+
+    @property
+    def session(self) -> Any:
+        """An ORM session on the same connection; made on first use, flushed before COMMIT."""
+        return self._open_local().session
+
+    @property
+    def local(self) -> LocalTransaction:
+        """The store's side of it, for what must join it (inbox rows)."""
+        return self._open_local()
+
+    def _open_local(self) -> LocalTransaction:
+        self._require_open()
+        assert self._local is not None
+        return self._local
+
+    def __enter__(self) -> TransactionScope:
+        if self._state is not _State.NEW:
+            raise NotOpen(f"local transaction {self.id} was entered before: make a new one for each block")
+        if self._named:
+            attempt = self._database.reserve(self.id, self._clock.wall_s(), self._budget.settle_lock_wait_s)
+            self._half_id = HalfId(self.id, attempt)
+        self._began_s = self._clock.monotonic_s()
+        self._local = self._database.begin(self._budget.local_timeout_s)
+        self._opened()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        local = self._open_local()
+        if value is not None:
+            local.rollback()
+            self._rolled_back()
+            return
+        try:
+            local.flush()
+            self._before_commit(local)
+        except BaseException:
+            local.rollback()
+            self._rolled_back()
+            raise
+        result = local.commit()
+        error = local.commit_error
+        if result is CommitResult.COMMITTED:
+            self._committed()
+            return
+        if result is CommitResult.UNKNOWN and self._settle_unknown(error):
+            self._committed()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            return
+        self._rolled_back()
+        assert error is not None
+        raise error
+
+
+class AttachedScope(_Sending):
+    """Messages that join a local transaction which the caller begins and commits.
+
+    What ``bus.attach(session)`` returns (`AttachHooks` of the store contract). Half messages are
+    durable before the caller's COMMIT is issued, and the outcome follows it.
+    """
+
+    def attached(self) -> None:
+        self._opened()
+
+    def before_commit(self, transaction: LocalTransaction) -> None:
+        self._before_commit(transaction)
+
+    def after_commit(self, transaction: LocalTransaction) -> None:
+        self._committed()
+
+    def commit_failed(self, transaction: LocalTransaction, error: BaseException) -> None:
+        if self._settle_unknown(error):
+            self._committed()
+        else:
+            self._rolled_back()
+
+    def rolled_back(self, transaction: LocalTransaction) -> None:
+        if self._state is _State.OPEN:
+            self._rolled_back()
+
+    def savepoint(self, transaction: LocalTransaction, name: str) -> None:
+        self._outgoing.savepoint(name)
+
+    def savepoint_rolled_back(self, transaction: LocalTransaction, name: str) -> None:
+        self._outgoing.roll_back_to(name)
+
+    def savepoint_released(self, transaction: LocalTransaction, name: str) -> None:
+        self._outgoing.release(name)
