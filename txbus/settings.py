@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, get_args
 from urllib.parse import parse_qsl
 
-import annotated_types
 import pydantic
 from pydantic import Field
 from pydantic.fields import FieldInfo
@@ -437,12 +436,7 @@ def _refusals(
         yield f"{spelled[name]}={detail['input']!r} is refused: it must be {_range_of(name, known[name])}"
 
 
-_WORDS: Mapping[type, tuple[str, str]] = {
-    annotated_types.Gt: ("gt", "more than"),
-    annotated_types.Ge: ("ge", "at least"),
-    annotated_types.Lt: ("lt", "less than"),
-    annotated_types.Le: ("le", "at most"),
-}
+_BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 
 
 def _range_of(name: str, field: FieldInfo) -> str:
@@ -455,11 +449,12 @@ def _range_of(name: str, field: FieldInfo) -> str:
     optional = type(None) in get_args(kind)
     for part in get_args(kind):
         metadata.extend(getattr(part, "__metadata__", ()))
-    bounds: list[str] = []
-    for item in metadata:
-        for bound in item.metadata if isinstance(item, FieldInfo) else [item]:
-            if type(bound) in _WORDS:
-                attribute, words = _WORDS[type(bound)]
-                bounds.append(f"{words} {_figure(getattr(bound, attribute))}")
+    constraints = [c for item in metadata for c in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    bounds = [
+        f"{words} {_figure(getattr(constraint, attribute))}"
+        for constraint in constraints
+        for attribute, words in _BOUNDS.items()
+        if hasattr(constraint, attribute)
+    ]
     noun = "seconds" if name.endswith("_s") else "a whole number"
     return " and ".join([f"{noun}, {bounds[0]}", *bounds[1:]]) + (", or None" if optional else "")
