@@ -28,7 +28,7 @@ lint: $(VENV)/dev.stamp  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 docs: $(VENV)/dev.stamp  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 snippets: $(VENV)/dev.stamp  ## run every snippet of README and docs
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/test_docs.py $(ARGS)

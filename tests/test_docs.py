@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PAGE_S_MAX = 240
-SHOWN_ONLY = {"text", "json", "toml", "yaml", "csv", "sql", "mermaid", "ini", "html"}
+SHOWN_ONLY = {"text", "json", "toml", "yaml", "csv", "sql", "ini", "html"}
 FENCE = re.compile(r"^(?P<indent> *)(?P<mark>`{3,}|~{3,})(?P<info>[^`\n]*)$")
 
 
