@@ -1,0 +1,204 @@
+"""A LocalTransaction of SQLAlchemy: the statements of the store in the application's transaction."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session
+
+from txbus._outcome import Outcome
+from txbus.errors import ConfigurationError, Superseded, TransactionError
+from txbus.stores._sql_errors import raise_translated
+from txbus.stores._sql_flavour import Flavour, Statement
+from txbus.stores._sql_gate import Gate
+from txbus.stores._sql_inbox import InboxStatements, letter_values, message_key
+from txbus.stores._sql_ledger import checked_tx_id, ledger_values
+from txbus.stores._sql_tables import LEDGER
+from txbus.stores.contract import CommitResult, DeadLetter, LedgerRow
+
+__all__ = ["LocalStatements", "OwnTransaction", "SqlTransaction"]
+
+
+class LocalStatements:
+    """What a local transaction executes. Compiled once for each database."""
+
+    def __init__(self, flavour: Flavour, inbox: InboxStatements) -> None:
+        self.ledger: Statement = flavour.insert_ignore(LEDGER)
+        self.inbox = inbox
+
+
+class SqlTransaction:
+    """The store's statements on a connection. `OwnTransaction` and an adopted one end differently.
+
+    Used by one thread.
+    """
+
+    def __init__(self, gate: Gate, statements: LocalStatements) -> None:
+        self._gate = gate
+        self._statements = statements
+        self._commit_error: BaseException | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The SQLAlchemy Connection that is in the transaction."""
+        raise NotImplementedError
+
+    @property
+    def commit_error(self) -> BaseException | None:
+        """What COMMIT raised, if it did."""
+        return self._commit_error
+
+    def insert_ledger(self, row: LedgerRow) -> None:
+        """See `LocalTransaction.insert_ledger`. Waits as long as the connection's own limits say."""
+        assert row.outcome is not Outcome.UNKNOWN, row
+        checked_tx_id(row.id.tx_id)
+        connection = self._open("inserting the ledger row")
+        try:
+            inserted = self._statements.ledger.run(connection, ledger_values(row))
+        except Exception as exc:
+            doing = f"inserting the ledger row of {row.id}"
+            raise_translated(exc, connection.dialect, doing, self._gate.name)
+        if inserted == 0:
+            raise Superseded(
+                f"local transaction {row.id} on database {self._gate.name!r} was settled by a checker or a "
+                "later attempt before its COMMIT: it is rolled back; run it again under the same tx_id"
+            )
+
+    def insert_inbox(self, scope: str, source: str, message_id: str, lock_wait_s: float) -> bool:
+        """See `LocalTransaction.insert_inbox`."""
+        connection = self._open("taking the message")
+        values = message_key(scope, source, message_id)
+        values["handled_s"] = self._gate.clock.wall_s()
+        try:
+            inserted = self._gate.flavour.insert_waiting(
+                connection, self._statements.inbox.take, values, lock_wait_s
+            )
+        except Exception as exc:
+            raise_translated(exc, connection.dialect, f"taking message {message_id!r}", self._gate.name)
+        return inserted == 1
+
+    def clear_attempt(self, scope: str, source: str, message_id: str) -> None:
+        """See `LocalTransaction.clear_attempt`."""
+        connection = self._open("forgetting attempts")
+        try:
+            self._statements.inbox.forget.run(connection, message_key(scope, source, message_id))
+        except Exception as exc:
+            raise_translated(exc, connection.dialect, "forgetting attempts", self._gate.name)
+
+    def insert_dead_letter(self, letter: DeadLetter) -> None:
+        """See `LocalTransaction.insert_dead_letter`."""
+        connection = self._open("keeping a dead letter")
+        try:
+            self._statements.inbox.bury.run(connection, letter_values(letter))
+        except Exception as exc:
+            raise_translated(exc, connection.dialect, "keeping a dead letter", self._gate.name)
+
+    def _open(self, doing: str) -> Connection:
+        """The connection, while the transaction that was begun is still the open one."""
+        raise NotImplementedError
+
+
+class OwnTransaction(SqlTransaction):
+    """A local transaction that txbus begins and ends."""
+
+    def __init__(self, gate: Gate, statements: LocalStatements, timeout_s: float) -> None:
+        super().__init__(gate, statements)
+        self._session: Session | None = None
+        self._result: CommitResult | None = None
+        engine = gate.engine
+        try:
+            self._connection = engine.connect()
+        except Exception as exc:
+            raise_translated(exc, engine.dialect, "beginning", gate.name)
+        try:
+            self._transaction = self._connection.begin()
+            if gate.flavour.autocommits(self._connection):
+                raise ConfigurationError(
+                    f"database {gate.name!r}: engine {engine.url!r} is in AUTOCOMMIT, where nothing commits "
+                    "together: give txbus an engine with a transactional isolation level, or "
+                    "engine.execution_options(isolation_level=...)"
+                )
+            event.listen(self._connection, "savepoint", self._before_savepoint)
+            self._limits = gate.flavour.limit(self._connection, timeout_s)
+        except BaseException as exc:
+            self._connection.close()
+            if not isinstance(exc, Exception):
+                raise
+            raise_translated(exc, engine.dialect, "beginning", gate.name)
+
+    @property
+    def connection(self) -> Connection:
+        """The SQLAlchemy Connection. Its commit() or rollback() inside of the block is an error later."""
+        return self._connection
+
+    @property
+    def session(self) -> Session:
+        """A Session on the connection; its commit() flushes and leaves the COMMIT to txbus."""
+        if self._session is None:
+            # rollback_only: commit() leaves the connection's transaction open. rollback() and
+            # close() do roll it back, with the messages, and the block then ends in an error:
+            # rolling back to a savepoint instead would send the messages without their effects.
+            self._session = Session(
+                self._connection, join_transaction_mode="rollback_only", expire_on_commit=False
+            )
+        return self._session
+
+    def flush(self) -> None:
+        """See `LocalTransaction.flush`."""
+        if self._session is not None:
+            self._session.flush()
+
+    def commit(self) -> CommitResult:
+        """See `LocalTransaction.commit`. The connection is back in its pool, or closed, on return."""
+        assert self._result is None, "commit() after the end"
+        self._open("COMMIT")
+        try:
+            self._transaction.commit()
+            self._result = CommitResult.COMMITTED
+        except BaseException as exc:
+            self._commit_error = exc
+            self._result = self._gate.flavour.after_failed_commit(self._connection, exc)
+        self._release()
+        return self._result
+
+    def rollback(self) -> None:
+        """See `LocalTransaction.rollback`."""
+        if self._result is not None or self._connection.closed:
+            return
+        self._result = CommitResult.REFUSED
+        try:
+            # Whatever is open on the connection, the application's own later transaction included.
+            self._connection.rollback()
+            self._transaction.rollback()
+        except Exception:
+            self._invalidate()
+        self._release()
+
+    def _open(self, doing: str) -> Connection:
+        if not self._transaction.is_active:
+            raise TransactionError(
+                f"database {self._gate.name!r}: {doing}: the transaction has ended already; commit(), "
+                "rollback() or close() was called on tx.connection or tx.session inside of the block, which "
+                "only leaving the block may end"
+            )
+        return self._connection
+
+    def _before_savepoint(self, connection: Connection, name: str | None) -> None:
+        self._gate.flavour.before_savepoint(connection)
+
+    def _release(self) -> None:
+        try:
+            if self._session is not None:
+                self._session.close()
+            self._gate.flavour.unlimit(self._connection, self._limits)
+        except Exception:
+            self._invalidate()
+        try:
+            self._connection.close()
+        except Exception:
+            self._invalidate()
+
+    def _invalidate(self) -> None:
+        try:
+            self._connection.invalidate()
+        except Exception:
+            pass  # it is broken, and its pool learns it at the next use
