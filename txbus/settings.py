@@ -112,7 +112,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True
         default=64 * _MIB, description="Payloads that a relay keeps in memory; beyond it they are read again."
     )
     reappend_records: _Count = Field(
-        default=10_000,
+        default=2_000,
         description="Distance in the half log, in records, at which unsettled halves are re-appended.",
     )
     held_key_max: _Count = Field(
@@ -161,6 +161,11 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True
     # topics
     create_topics: bool = Field(
         default=True, description="Whether missing topics are created when the bus is opened."
+    )
+    create_schema: bool = Field(
+        default=False,
+        description="Whether the stores' missing tables are created when the bus is opened; else "
+        "`txbus schema create` does it.",
     )
     topic_partitions: _Partitions = Field(default=8, description="Partitions of a topic that txbus creates.")
     topic_retention_s: _Long = Field(
@@ -239,6 +244,7 @@ class SettingsArguments(TypedDict, total=False):
     inbox_horizon_s: float | None
     stop_timeout_s: float
     create_topics: bool
+    create_schema: bool
     topic_partitions: int
     topic_retention_s: float
 
