@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from txbus._consumer_contract import ConsumerHealth
 from txbus._message import Envelope, Topic, TopicPartition
 from txbus._ports import Ports, Task
 from txbus._retry import Retry
@@ -166,7 +167,7 @@ class AtomicConsumer:
     ) -> None:
         self._service = service
         self._scope = scope
-        self._group = group
+        self.group = group
         self._make_receiver = receiver
         self._make_transactions = transactions
         self._handle = handle
@@ -187,33 +188,56 @@ class AtomicConsumer:
         self._transactions: BrokerTransactions | None = None
         self._task: Task | None = None
         self._stopping = False
+        self._ended = False
         self._idle = False
-        self.handled = 0
-        self.last_error = ""
+        self._limit: int | None = None
+        self._partitions: frozenset[TopicPartition] = frozenset()
+        self._polled_s: float | None = None
+        self._runs = 0
+        self._handled = 0
+        self._last_error = ""
 
-    def start(self) -> None:
-        self._stopping = False
+    def start(self, max_messages: int | None = None) -> None:
+        """Start the thread. With ``max_messages`` it stops by itself when so many are handled."""
+        self._limit = max_messages
         self._task = self._runtime.spawn(self._run, f"txbus-atomic-{self._scope}")
 
-    def stop(self, timeout_s: float) -> None:
-        """Finish the broker transaction in hand and leave the group. Idempotent."""
+    def stop(self) -> None:
+        """Ask it to finish the broker transaction in hand and leave the group. Idempotent."""
         with self._condition:
             self._stopping = True
             receiver = self._receiver
             self._condition.notify_all()
         if receiver is not None:
             receiver.wake()
-        if self._task is not None:
-            self._task.join(timeout_s)
-            self._task = None
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until it ended; False when the time is over first."""
+        return self._task is None or self._task.join(timeout_s)
 
     @property
-    def running(self) -> bool:
-        return self._task is not None
+    def handled(self) -> int:
+        """Deliveries whose positions are committed by this process."""
+        return self._handled
 
     def idle(self) -> bool:
         """Was the last poll empty, with nothing pending?"""
         return self._idle
+
+    def health(self) -> ConsumerHealth:
+        polled_s = self._polled_s
+        return ConsumerHealth(
+            scope=self._scope,
+            group=self.group,
+            running=self._task is not None and not self._ended,
+            error=self._last_error,
+            polled_ago_s=None if polled_s is None else self._clock.monotonic_s() - polled_s,
+            in_flight=sum(map(len, self._pending.values())),
+            held=len(self._held_until_s),
+            partitions=tuple(sorted(map(str, self._partitions))),
+            handled=self.handled,
+            runs=self._runs,
+        )
 
     def _run(self) -> None:
         failures = 0
@@ -239,6 +263,7 @@ class AtomicConsumer:
                     if not self._stopping:
                         self._condition.wait(1.0)
         self._leave(orderly=True)
+        self._ended = True
 
     def _connect(self) -> None:
         self._transactions = self._make_transactions()
@@ -247,12 +272,12 @@ class AtomicConsumer:
             self._receiver = receiver
 
     def _disconnect(self, error: Exception) -> None:
-        self.last_error = f"{type(error).__name__}: {error}"
+        self._last_error = f"{type(error).__name__}: {error}"
         what = f"atomic handler {self._scope}"
         if isinstance(error, Fenced):
             self._emit(FencedOff(self._service, "", what, str(error)))
         else:
-            self._emit(Reconnected(self._service, "", what, self.last_error))
+            self._emit(Reconnected(self._service, "", what, self._last_error))
         self._leave(orderly=False)
 
     def _leave(self, orderly: bool) -> None:
@@ -271,7 +296,7 @@ class AtomicConsumer:
             if receiver is not None:
                 receiver.close()
         except BackendError as exc:
-            self.last_error = f"{type(exc).__name__}: {exc}"
+            self._last_error = f"{type(exc).__name__}: {exc}"
 
     def _poll(self) -> Membership:
         assert self._receiver is not None
@@ -281,7 +306,9 @@ class AtomicConsumer:
             due_s = [self._held_until_s.get(where, now_s) for where, row in self._pending.items() if row]
             wait_s = min(wait_s, max(0.0, min(due_s) - now_s))
         batch = self._receiver.receive(self._budget.pending_max, wait_s)
-        owned = batch.membership.partitions
+        self._polled_s = self._clock.monotonic_s()
+        self._last_error = ""
+        owned = self._partitions = batch.membership.partitions
         for where in [w for w in self._pending if w not in owned or w in batch.lost]:
             del self._pending[where]
             self._held_until_s.pop(where, None)
@@ -289,7 +316,7 @@ class AtomicConsumer:
         if batch.gained or batch.lost:
             self._emit(
                 PartitionsChanged(
-                    self._service, "", self._group,
+                    self._service, "", self.group,
                     tuple(map(str, sorted(batch.gained))), tuple(map(str, sorted(batch.lost))),
                 )
             )
@@ -331,6 +358,7 @@ class AtomicConsumer:
         opened = self._transactions.begin()
         try:
             for received in chosen:
+                self._runs += 1
                 self._handle(received, self._attempt_of(received) + 1, opened.send)
             self._commit(opened, membership, chosen)
         except Exception as exc:
@@ -348,15 +376,17 @@ class AtomicConsumer:
 
     def _commit(self, opened: BrokerTransaction, membership: Membership, done: Sequence[Received]) -> None:
         positions = {r.position.where: Committed(r.position.offset + 1) for r in done}
-        opened.positions(self._group, membership, positions)
+        opened.positions(self.group, membership, positions)
         opened.commit()
         for received in done:
             row = self._pending[received.position.where]
             assert row[0] is received
             row.popleft()
             self._attempts.pop((received.position.where, received.position.offset), None)
-        self.handled += len(done)
+        self._handled += len(done)
         self._single_left = max(0, self._single_left - len(done))
+        if self._limit is not None and self._handled >= self._limit:
+            self._stopping = True
 
     def _attempt_of(self, received: Received) -> int:
         return self._attempts.get((received.position.where, received.position.offset), 0)

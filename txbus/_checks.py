@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from txbus import _registry
-from txbus._capability import Capability, TopicKind
+from txbus._capability import Capabilities, Capability, TopicKind
 from txbus._declare import HandlerDeclaration
 from txbus._message import Envelope, Topic
 from txbus.errors import (
@@ -107,7 +107,12 @@ def check_schema(databases: Mapping[str, Database], create: bool) -> None:
             )
 
 
-def refuse(backend: Backend, declared: Mapping[str, object], envelope: Envelope) -> None:
+def refuse(
+    capabilities_of: Callable[[TopicKind], Capabilities],
+    backend_name: str,
+    declared: Mapping[str, object],
+    envelope: Envelope,
+) -> None:
     """Raise for an envelope that could never be published: unknown topic, sizes, delay."""
     if envelope.topic not in declared:
         known = ", ".join(sorted(declared)) or "none"
@@ -116,18 +121,21 @@ def refuse(backend: Backend, declared: Mapping[str, object], envelope: Envelope)
             "so that it is checked when the bus opens"
         )
     kind = TopicKind.PLAIN if envelope.deliver_at_s is None else TopicKind.DELAYED
-    capabilities = backend.capabilities(kind)
+    capabilities = capabilities_of(kind)
     limits = capabilities.limits
     if limits.payload_bytes_max is not None and len(envelope.payload) > limits.payload_bytes_max:
         raise MessageRefused(
             f"topic {envelope.topic!r}: a payload of {len(envelope.payload)} bytes is more than the "
-            f"{limits.payload_bytes_max} that {backend.name!r} takes; send a reference to it instead"
+            f"{limits.payload_bytes_max} that {backend_name!r} takes; send a reference to it instead"
         )
     headers = envelope.size - len(envelope.payload)
     if limits.headers_bytes_max is not None and headers > limits.headers_bytes_max:
         raise MessageRefused(
             f"topic {envelope.topic!r}: headers and key of {headers} bytes are more than the "
-            f"{limits.headers_bytes_max} that {backend.name!r} takes"
+            f"{limits.headers_bytes_max} that {backend_name!r} takes"
         )
     if envelope.deliver_at_s is not None and Capability.DELAYED_DELIVERY not in capabilities:
-        raise _missing(backend, "deliver_after_s=", Capability.DELAYED_DELIVERY, "", "no delay")
+        raise CapabilityMissing(
+            f"deliver_after_s= needs {Capability.DELAYED_DELIVERY.value}, which the backend {backend_name!r} does not "
+            "keep; what works instead: send it when it is due"
+        )

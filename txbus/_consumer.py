@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import assert_never
 
-from txbus._consumer_contract import Disposition, Done, GiveBack, Handle, RetryAfter
+from txbus._consumer_contract import ConsumerHealth, Disposition, Done, GiveBack, Handle, RetryAfter
 from txbus._consumer_lanes import Lanes, Work
 from txbus._consumer_poll import Poller
 from txbus._ports import Ports, Task
@@ -21,7 +21,7 @@ from txbus._telemetry import Alarm, Emit
 from txbus.errors import NotOpen, SettingsError
 from txbus.spi import Receiver
 
-__all__ = ["Consumer", "ConsumerBudget", "ConsumerHealth"]
+__all__ = ["Consumer", "ConsumerBudget"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +55,6 @@ class ConsumerBudget:
                 raise SettingsError(f"ConsumerBudget: {field.name}={value} must be {low} to 100,000")
         if not 0.0 < self.backoff_s[0] <= self.backoff_s[1]:
             raise SettingsError(f"ConsumerBudget: backoff_s={self.backoff_s} must be 0 < first <= cap")
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerHealth:
-    """How a consumer is at one moment.
-
-    ``running``: started and not ended. ``error``: the last failure of the broker or of a thread,
-    empty once a poll succeeded again. ``polled_ago_s``: since the last poll that succeeded, None
-    before the first. ``in_flight``: received and not finished; of these ``held`` keys wait for a time.
-    """
-
-    scope: str
-    group: str
-    running: bool
-    error: str
-    polled_ago_s: float | None
-    in_flight: int
-    held: int
-    partitions: tuple[str, ...]
-    handled: int
-    runs: int
 
 
 class Consumer:

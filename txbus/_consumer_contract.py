@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 from txbus._message import TopicPartition
 from txbus.spi import Received
 
-__all__ = ["DeadLetterSink", "Disposition", "Done", "GiveBack", "Handle", "Ownership", "RetryAfter", "Run"]
+__all__ = ["ConsumerHealth", "DeadLetterSink", "Disposition", "Done", "GiveBack", "Handle", "Ownership", "RetryAfter", "Run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +98,24 @@ class DeadLetterSink(Protocol):
     ) -> None:
         """Durable on return. Raises whatever hindered it; then the delivery is not finished."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerHealth:
+    """How a consumer is at one moment.
+
+    ``running``: started and not ended. ``error``: the last failure of the broker or of a thread,
+    empty once a poll succeeded again. ``polled_ago_s``: since the last poll that succeeded, None
+    before the first. ``in_flight``: received and not finished; of these ``held`` keys wait for a time.
+    """
+
+    scope: str
+    group: str
+    running: bool
+    error: str
+    polled_ago_s: float | None
+    in_flight: int
+    held: int
+    partitions: tuple[str, ...]
+    handled: int
+    runs: int

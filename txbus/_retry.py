@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from txbus.errors import ConfigurationError, GiveUp
 
@@ -46,6 +46,10 @@ class Retry:
             return None
         first, cap = waits
         return min(cap, first * 2.0 ** min(attempts - 1, 60)) * (1.0 - self.jitter * chance)
+
+    def never_for(self, *exceptions: type[BaseException]) -> Retry:
+        """The same schedule, with a dead letter at once for these."""
+        return replace(self, per_exception={**self.per_exception, **{e: () for e in exceptions}})
 
     def horizon_s(self) -> float:
         """The longest time from the first run to the last, without the runs themselves."""

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from txbus._halves import Half, HalfChannel, HalfId
 from txbus._message import Envelope, Receipt, Topic
@@ -35,6 +35,11 @@ from txbus.errors import (
     StoreError,
 )
 from txbus.stores.contract import CommitResult, Database, LedgerRow, LocalTransaction
+
+if TYPE_CHECKING:
+    # Types only: the core never imports a database library.
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
 
 __all__ = ["AttachedScope", "LocalBudget", "MakeEnvelope", "TransactionScope", "settle_outcome"]
 
@@ -310,14 +315,16 @@ class TransactionScope(_Sending):
     _local: LocalTransaction | None = None
 
     @property
-    def connection(self) -> Any:
-        """The database library's connection, inside of the local transaction."""
-        return self._open_local().connection
+    def connection(self) -> Connection:
+        """The database's connection, inside of the local transaction."""
+        connection: Connection = self._open_local().connection
+        return connection
 
     @property
-    def session(self) -> Any:
+    def session(self) -> Session:
         """An ORM session on the same connection; made on first use, flushed before COMMIT."""
-        return self._open_local().session
+        session: Session = self._open_local().session
+        return session
 
     @property
     def local(self) -> LocalTransaction:

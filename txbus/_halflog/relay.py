@@ -39,6 +39,7 @@ class RelayBudget:
     check_after_s: float = 2.0
     check_interval_s: float = 1.0
     alarm_after_s: float = 60.0
+    survey_interval_s: float = 0.2
     poll_s: float = 0.5
     lease_s: float = 10.0
     records_max: int = 1_000
@@ -73,10 +74,11 @@ class Relay:
         ports: Ports,
         emit: Emit,
         budget: RelayBudget,
-        held_changed: Callable[[Mapping[tuple[str, str], int]], None],
+        held_changed: Callable[[int, Mapping[tuple[str, str], int]], None],
     ) -> None:
-        """``databases`` must be all of the service's (rule 9). ``held_changed`` is told which keys
-        parked halves hold and how many halves wait behind each, when that changes."""
+        """``databases`` must be all of the service's (rule 9). ``held_changed`` is told, for a half
+        partition, which keys parked halves hold and how many halves wait behind each; when it is
+        taken over, and when that changes."""
         self._service = service
         self._topic = topic
         self._count = partitions
@@ -88,7 +90,7 @@ class Relay:
         self._emit = emit
         self._budget = budget
         self._held_changed = held_changed
-        self._held: dict[tuple[str, str], int] = {}
+        self._held: dict[int, dict[tuple[str, str], int]] = {}
         self._condition = ports.runtime.condition()
         self._answers: list[Answer] = []
         self._asked: set[tuple[TopicPartition, HalfId]] = set()
@@ -100,7 +102,7 @@ class Relay:
         self._quiet_asked = 0
         self._quiet_seen = 0
         self._last_error = ""
-        self._alarmed_at_s = float("-inf")
+        self._alarmed_at_s = self._surveyed_at_s = float("-inf")
         self._health = RelayHealth(False, (), 0, 0, 0.0, "")
         self._more = False
         self._thread: Task | None = None
@@ -255,6 +257,7 @@ class Relay:
         lost = [where for where in self._owned if where not in wanted or where in batch.lost]
         for where in lost:
             self._owned.pop(where).leave(orderly=False)
+            self._held.pop(where.partition, None)
             self._asked = {a for a in self._asked if a[0] != where}
         gained = [where for where in sorted(wanted) if where not in self._owned]
         for where in gained:
@@ -374,19 +377,22 @@ class Relay:
 
     def _survey(self) -> None:
         now_s = self._clock.monotonic_s()
+        if now_s < self._surveyed_at_s + self._budget.survey_interval_s:
+            return
+        self._surveyed_at_s = now_s
         undecided = parked = 0
         oldest_s = 0.0
-        held: dict[tuple[str, str], int] = {}
-        for partition in self._owned.values():
-            waiting = list(partition.index.undecided())
-            undecided += len(waiting)
-            oldest_s = max((now_s - h.seen_s for h in waiting), default=oldest_s)
-            set_aside = partition.index.held_keys()
-            parked += len(set_aside)
-            held.update(set_aside)
-        if held != self._held:
-            self._held = held
-            self._held_changed(held)
+        for where, partition in self._owned.items():
+            if partition.phase is not Phase.ACTIVE:
+                continue
+            for half in partition.index.undecided():
+                undecided += 1
+                oldest_s = max(oldest_s, now_s - half.seen_s)
+            parked += sum(1 for half in partition.index.in_order() if half.parked is not None)
+            held = partition.index.held_keys()
+            if self._held.get(where.partition) != held:
+                self._held[where.partition] = held
+                self._held_changed(where.partition, held)
         if oldest_s > self._budget.alarm_after_s and now_s - self._alarmed_at_s > self._budget.alarm_after_s:
             self._alarmed_at_s = now_s
             self._emit(

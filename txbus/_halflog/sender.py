@@ -85,17 +85,15 @@ class HalfLogSender:
         partitions: int,
         ports: Ports,
         budget: HalfSenderBudget,
-        refuse: Callable[[Envelope], None],
         held_keys: Callable[[], frozenset[tuple[str, str]]],
     ) -> None:
-        """``refuse`` raises for an envelope that its destination will never take; ``held_keys``
-        gives the keys behind whose parked halves too many wait already (rule 28)."""
+        """``held_keys`` gives the keys behind whose parked halves too many wait already (rule 28).
+        Whether a destination exists and takes the message was checked when the envelope was made."""
         self._sender = sender
         self._topic = topic
         self._partitions = partitions
         self._clock = ports.clock
         self._budget = budget
-        self._refuse = refuse
         self._held_keys = held_keys
         self._condition = ports.runtime.condition()
         self._queue: list[_Ticket] = []
@@ -110,7 +108,6 @@ class HalfLogSender:
         """Refuse before any row is locked what could never be stored or published."""
         held = self._held_keys()
         for envelope in half.envelopes:
-            self._refuse(envelope)
             if held and envelope.key is not None and (envelope.topic, envelope.key) in held:
                 raise KeyHeld(
                     f"topic {envelope.topic!r}, key {envelope.key!r}: too many halves wait behind a parked one; "

@@ -243,6 +243,20 @@ class Database(Protocol):
         that are confirmed or have no messages. Returns how many."""
         ...
 
+    def decide(self, row: LedgerRow) -> Outcome:
+        """An operator's outcome: insert this row unless one of its id exists; the outcome that
+        stands afterwards. StoreBusy while the local transaction is open."""
+        ...
+
+    def replace_held(self, partition: int, held: Mapping[tuple[str, str], int]) -> None:
+        """The keys (topic, key) held in one half partition, with the halves waiting behind each, in
+        place of what was noted for that partition before."""
+        ...
+
+    def held_keys(self) -> frozenset[tuple[str, str]]:
+        """All held keys noted by `replace_held`."""
+        ...
+
     # the inbox side
 
     def handled(self, scope: str, source: str, message_id: str) -> bool: ...

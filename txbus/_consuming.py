@@ -1,0 +1,260 @@
+"""Makes a consumer of each declared handler, and runs them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from txbus._atomic import AtomicBudget, AtomicConsumer
+from txbus._capability import Capability, TopicKind
+from txbus._consumer import Consumer, ConsumerBudget
+from txbus._consumer_contract import ConsumerHealth
+from txbus._deadletter import DeadLetters, dead_envelope, describe_error
+from txbus._declare import HandlerDeclaration
+from txbus._inbox import InboxBudget, InboxHandler
+from txbus._inbox_signature import Delivery, HandlerSignature
+from txbus._message import Envelope, Topic
+from txbus._wire import SendOptions, identity, tag_of
+from txbus.errors import DecodeError, NotOpen
+from txbus.spi import Received, Receiver, Subscription
+from txbus.stores.contract import LocalTransaction
+
+if TYPE_CHECKING:
+    from txbus._open import OpenBus
+
+__all__ = ["Consuming"]
+
+T = TypeVar("T")
+
+
+class _Running(Protocol):
+    """What `Consumer` and `AtomicConsumer` have in common."""
+
+    group: str
+
+    def start(self, max_messages: int | None = None) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def join(self, timeout_s: float | None = None) -> bool: ...
+
+    def idle(self) -> bool: ...
+
+    def health(self) -> ConsumerHealth: ...
+
+    @property
+    def handled(self) -> int: ...
+
+
+class Consuming:
+    """The consumers of an open bus. Thread-safe."""
+
+    def __init__(self, bus: OpenBus) -> None:
+        self._bus = bus
+        self._lock = bus.ports.runtime.lock()
+        self._running: list[tuple[HandlerDeclaration, _Running]] = []
+        self._handled_before = 0
+        self.limited = False
+
+    @staticmethod
+    def check_signature(declared: HandlerDeclaration) -> None:
+        HandlerSignature.of(declared.function, declared.topic, database=declared.database is not None)
+
+    def start(self, workers: int | None = None, max_messages: int | None = None) -> None:
+        """Start a consumer for each handler that has none yet."""
+        with self._lock:
+            if self._running:
+                raise NotOpen("the handlers of this bus are running already: stop() them first")
+            self.limited = max_messages is not None
+            for declared in self._bus.handlers:
+                made = self._atomic(declared) if declared.atomic else self._consumer(declared, workers)
+                self._running.append((declared, made))
+            for _, running in self._running:
+                running.start(max_messages)
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask all to stop, then wait for the deliveries in hand."""
+        with self._lock:
+            stopping, self._running = self._running, []
+        for _, running in stopping:
+            running.stop()
+        deadline_s = self._bus.ports.clock.monotonic_s() + timeout_s
+        for _, running in stopping:
+            running.join(max(0.0, deadline_s - self._bus.ports.clock.monotonic_s()))
+            self._handled_before += running.handled
+
+    @property
+    def handled(self) -> int:
+        """Deliveries finished by this process since the bus was opened."""
+        return self._handled_before + sum(running.handled for _, running in self._running)
+
+    def finished(self, max_messages: int | None) -> bool:
+        """Did they end by themselves, or handle as many as was asked for?"""
+        if not self._running:
+            return False
+        if max_messages is not None and self.handled >= max_messages:
+            return True
+        return all(not running.health().running for _, running in self._running)
+
+    def caught_up(self) -> bool:
+        """Is every message of the handlers' topics handled and acknowledged?"""
+        admin = self._bus.backend.admin()
+        try:
+            for declared, running in self._running:
+                if not running.idle():
+                    return False
+                for row in admin.group_status(running.group, [declared.topic.name]):
+                    if row.committed is None:
+                        # Nothing was read yet, or the group began at the end: its poll tells.
+                        if row.end > 0 and declared.start == "earliest":
+                            return False
+                    elif row.committed < row.end:
+                        return False
+        finally:
+            admin.close()
+        return True
+
+    def health(self) -> tuple[ConsumerHealth, ...]:
+        return tuple(running.health() for _, running in self._running)
+
+    # making them
+
+    def _receiver(self, declared: HandlerDeclaration) -> Callable[[], Receiver]:
+        native = self._bus.capabilities(TopicKind.PLAIN)
+        subscription = Subscription(
+            group=declared.group(self._bus.service),
+            topics=(declared.topic.name,),
+            start=declared.start_at,
+            tags=declared.tags if Capability.TAG_FILTER in native else None,
+            lease_s=self._bus.settings.lease_s,
+        )
+        return lambda: self._bus.backend.receiver(subscription)
+
+    def _consumer(self, declared: HandlerDeclaration, workers: int | None) -> _Running:
+        bus, settings = self._bus, self._bus.settings
+        native = bus.capabilities(TopicKind.PLAIN)
+        database = bus.databases[declared.database] if declared.database is not None else None
+        handler = InboxHandler(
+            topic=declared.topic,
+            signature=HandlerSignature.of(declared.function, declared.topic, database=database is not None),
+            scope=declared.scope,
+            service=bus.service,
+            database=database,
+            begin=(lambda: bus.transaction(declared.database, None)) if database is not None else None,
+            dead_letters=DeadLetters(
+                scope=declared.scope,
+                service=bus.service,
+                database=database,
+                send=bus.send_dead_letter,
+                clock=bus.ports.clock,
+                emit=bus.emit,
+            ),
+            retry=declared.retry,
+            ports=bus.ports,
+            emit=bus.emit,
+            budget=InboxBudget(lock_wait_s=settings.lock_wait_s),
+            in_flight=declared.in_flight,
+            tags=declared.tags if Capability.TAG_FILTER not in native else None,
+            attempts_counted=Capability.ATTEMPTS_COUNTED in native,
+        )
+        return Consumer(
+            make_receiver=self._receiver(declared),
+            handle=handler,
+            ports=bus.ports,
+            emit=bus.emit,
+            service=bus.service,
+            scope=declared.scope,
+            group=declared.group(bus.service),
+            budget=ConsumerBudget(
+                workers=workers or settings.workers, max_in_flight=settings.max_in_flight, poll_s=settings.poll_s
+            ),
+            native_redelivery=Capability.NATIVE_REDELIVERY in native,
+        )
+
+    def _atomic(self, declared: HandlerDeclaration) -> _Running:
+        bus = self._bus
+        signature = HandlerSignature.of(declared.function, declared.topic, database=False)
+        group = declared.group(bus.service)
+
+        def handle(received: Received, attempt: int, send: Callable[[Envelope], None]) -> None:
+            if declared.tags is not None and tag_of(received.envelope) not in declared.tags:
+                return
+            source, message_id = identity(received)
+            payload = declared.topic.decode(received.envelope.payload)
+            sending = _AtomicSending(bus, send)
+            delivery = Delivery(received, source, message_id, attempt, declared.scope, sending)
+            try:
+                signature.call(payload, delivery, None)
+            finally:
+                delivery.end()
+
+        def dead_letter(received: Received, attempts: int, error: Exception) -> Envelope:
+            letter = dead_envelope(received, declared.scope, bus.service, attempts, describe_error(error))
+            bus.ensure_topic(letter.topic)
+            return letter
+
+        return AtomicConsumer(
+            bus.service,
+            declared.scope,
+            group,
+            self._receiver(declared),
+            lambda: bus.backend.broker_transactions(
+                f"txbus.atomic.{group}.{bus.ports.entropy.unique_id()}",
+                bus.settings.broker_transaction_timeout_s,
+            ),
+            handle,
+            dead_letter,
+            declared.retry.never_for(DecodeError),
+            bus.ports,
+            bus.emit,
+            AtomicBudget(poll_s=bus.settings.poll_s, pending_max=bus.settings.max_in_flight),
+        )
+
+
+class _AtomicSending:
+    """Lets `Delivery.send` join a broker transaction (`HandlerTransaction`)."""
+
+    def __init__(self, bus: OpenBus, send: Callable[[Envelope], None]) -> None:
+        self._bus = bus
+        self._send = send
+
+    def __enter__(self) -> _AtomicSending:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        return None
+
+    @property
+    def local(self) -> LocalTransaction:
+        raise AssertionError("an atomic handler has no local transaction")
+
+    def send(
+        self,
+        topic: Topic[T],
+        payload: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        tag: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        deliver_after_s: float | None = None,
+    ) -> str:
+        options = SendOptions(
+            key=key,
+            headers=headers or {},
+            message_id=message_id,
+            tag=tag,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            deliver_after_s=deliver_after_s,
+        )
+        envelope = self._bus.make_envelope(topic, payload, options)
+        self._send(envelope)
+        assert envelope.id is not None
+        return envelope.id
+

@@ -1,0 +1,383 @@
+"""An open bus: everything that lives between `Bus.open` and `Bus.close`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from txbus import _registry
+from txbus._atomic import AtomicPool, AtomicScope
+from txbus._capability import Capabilities, Capability, TopicKind
+from txbus._checks import check_capabilities, check_schema, derives_half_messages, refuse
+from txbus._consumer_contract import ConsumerHealth
+from txbus._consuming import Consuming
+from txbus._declare import HandlerDeclaration
+from txbus._halflog.ledgerdesk import LedgerDeskBudget, OwnChecker
+from txbus._halflog.partition import PartitionBudget
+from txbus._halflog.records import half_topic
+from txbus._halflog.relay import Relay, RelayBudget, RelayHealth
+from txbus._halflog.sender import HalfLogSender, HalfSenderBudget
+from txbus._halves import HalfChannel, HalfId
+from txbus._maintenance import Maintenance, MaintenanceBudget
+from txbus._message import Envelope, Receipt, Topic
+from txbus._outcome import Outcome
+from txbus._ports import Ports
+from txbus._runner import Runner
+from txbus._telemetry import Events
+from txbus._trace import current_traceparent
+from txbus._transactional import AttachedScope, LocalBudget, TransactionScope, settle_outcome
+from txbus._wire import SendOptions, make_envelope, source_of, trace_id
+from txbus.errors import CapabilityMissing, ConfigurationError, NotOpen, StoreBusy
+from txbus.settings import Settings, inbox_horizon_s
+from txbus.spi import Backend, BackendURL, Sender, TopicSpec
+from txbus.stores.contract import Database
+
+__all__ = ["BusHealth", "OpenBus"]
+
+
+@dataclass(frozen=True, slots=True)
+class BusHealth:
+    """``relay`` is None where this process runs none. ``ok``: nothing that runs reports an error."""
+
+    ok: bool
+    handlers: tuple[ConsumerHealth, ...]
+    relay: RelayHealth | None
+
+
+class OpenBus:
+    """The open parts of a bus. Made by `open` only; thread-safe."""
+
+    def __init__(
+        self,
+        service: str,
+        backend: Backend,
+        databases: Mapping[str, Database],
+        topics: Mapping[str, Topic[Any]],
+        handlers: Sequence[HandlerDeclaration],
+        checkers: Mapping[str, OwnChecker],
+        settings: Settings,
+        ports: Ports,
+        events: Events,
+    ) -> None:
+        self.service = service
+        self.backend = backend
+        self.databases = databases
+        self.settings = settings
+        self.ports = ports
+        self.emit = events.emit
+        self.topics = topics
+        self.handlers = handlers
+        self._checkers = checkers
+        self._ensured: set[str] = set()
+        self._source = source_of(service)
+        self._capabilities: dict[TopicKind, Capabilities] = {}
+        self._sender: Sender = backend.sender(service)
+        self._local_budget = LocalBudget(
+            local_timeout_s=settings.local_timeout_s, half_timeout_s=settings.half_timeout_s
+        )
+        self.maintenance = Maintenance(service, databases, ports, self.emit, self._maintenance_budget())
+        self.channel: HalfChannel | None = self._make_channel() if databases else None
+        self.relay: Relay | None = None
+        self._pool = AtomicPool(
+            lambda: backend.broker_transactions(
+                f"txbus.atomic.{service}.{ports.entropy.unique_id()}", settings.broker_transaction_timeout_s
+            ),
+            ports,
+        )
+        self.consuming = Consuming(self)
+        self._runner = Runner(self)
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        url: BackendURL,
+        service: str,
+        candidates: Mapping[str, Any],
+        topics: Mapping[str, Topic[Any]],
+        handlers: Sequence[HandlerDeclaration],
+        checkers: Mapping[str, OwnChecker],
+        settings: Settings,
+        ports: Ports,
+        events: Events,
+    ) -> OpenBus:
+        """Reach broker and databases, check everything, start what a sender needs."""
+        backend = _registry.create_backend(url, ports)
+        databases: dict[str, Database] = {}
+        try:
+            for name, candidate in candidates.items():
+                databases[name] = _registry.adapt_database(name, candidate, ports, events.emit)
+            backend.open()
+            check_capabilities(backend, handlers, list(topics.values()), bool(databases))
+            check_schema(databases, settings.create_schema)
+            _prepare_topics(backend, service, topics, settings, bool(databases))
+            opened = cls(service, backend, databases, topics, handlers, checkers, settings, ports, events)
+        except BaseException:
+            for database in databases.values():
+                database.close()
+            backend.close()
+            raise
+        if settings.relay == "inside" and databases:
+            opened.start_relay()
+        return opened
+
+    @staticmethod
+    def check_signature(declared: HandlerDeclaration) -> None:
+        """ConfigurationError for a handler whose parameters cannot be supplied."""
+        Consuming.check_signature(declared)
+
+    def close(self) -> None:
+        self.stop()
+        if self.relay is not None:
+            self.relay.stop(self.settings.stop_timeout_s)
+        if isinstance(self.channel, HalfLogSender):
+            self.channel.close()
+        self.maintenance.stop()
+        self._pool.close()
+        self._sender.close()
+        self.backend.close()
+        for database in self.databases.values():
+            database.close()
+
+    # sending
+
+    def transaction(self, database: Any, tx_id: str | None) -> TransactionScope:
+        return TransactionScope(
+            **self._sending(self._database(database)),
+            half_id=HalfId(tx_id or self.ports.entropy.unique_id(), 1),
+            named=tx_id is not None,
+        )
+
+    def attach(self, owner: Any) -> AttachedScope:
+        for database in self.databases.values():
+            if database.recognises(owner):
+                scope = AttachedScope(
+                    **self._sending(database), half_id=HalfId(self.ports.entropy.unique_id(), 1), named=False
+                )
+                database.adopt(owner, scope)
+                scope.attached()
+                return scope
+        known = ", ".join(sorted(self.databases)) or "none"
+        raise ConfigurationError(
+            f"attach({type(owner).__name__}): it belongs to none of this bus's databases ({known}); "
+            "attach a Session or Connection of an Engine that was given to Bus(databases=...)"
+        )
+
+    def _sending(self, database: Database) -> dict[str, Any]:
+        traceparent = current_traceparent()
+        return {
+            "service": self.service,
+            "database": database,
+            "channel": self.channel,
+            "make": self.make_envelope,
+            "ports": self.ports,
+            "emit": self.emit,
+            "budget": self._local_budget,
+            "trace_id": trace_id({"traceparent": traceparent}) if traceparent else "",
+        }
+
+    def _database(self, wanted: Any) -> Database:
+        if isinstance(wanted, str):
+            found = self.databases.get(wanted)
+            if found is not None:
+                return found
+        else:
+            for database in self.databases.values():
+                if database.recognises(wanted):
+                    return database
+        known = ", ".join(sorted(self.databases)) or "none"
+        raise ConfigurationError(
+            f"transaction({wanted!r:.100}): this bus has no such database (it has: {known}); "
+            "name one of Bus(databases={...}), or attach() to a Session that is open already"
+        )
+
+    def make_envelope(self, topic: Topic[Any], payload: Any, options: SendOptions) -> Envelope:
+        envelope = make_envelope(
+            topic,
+            payload,
+            source=self._source,
+            options=options,
+            wall_s=self.ports.clock.wall_s(),
+            unique_id=self.ports.entropy.unique_id,
+            traceparent=current_traceparent(),
+        )
+        refuse(self.capabilities, self.backend.name, self.topics, envelope)
+        return envelope
+
+    def capabilities(self, kind: TopicKind) -> Capabilities:
+        known = self._capabilities.get(kind)
+        if known is None:
+            known = self._capabilities[kind] = self.backend.capabilities(kind)
+        return known
+
+    def send(self, topic: Topic[Any], payloads: Sequence[Any], options: SendOptions) -> tuple[Receipt, ...]:
+        envelopes = [self.make_envelope(topic, payload, options) for payload in payloads]
+        return self._sender.send(envelopes, options.timeout_s or self.settings.send_timeout_s)
+
+    def send_dead_letter(self, envelope: Envelope) -> None:
+        """Send a dead letter to its topic, made if it is missing; durable on return."""
+        self.ensure_topic(envelope.topic)
+        self._sender.send([envelope], self.settings.send_timeout_s)
+
+    def ensure_topic(self, name: str) -> None:
+        """Create a topic for dead letters, kept without limit of time, unless it was seen before."""
+        if name not in self._ensured:
+            admin = self.backend.admin()
+            try:
+                admin.create([TopicSpec(name, self.settings.topic_partitions, retention_s=None)])
+            finally:
+                admin.close()
+            self._ensured.add(name)
+
+    def atomic(self) -> AtomicScope:
+        if Capability.BROKER_TRANSACTION not in self.capabilities(TopicKind.PLAIN):
+            raise CapabilityMissing(
+                f"bus.atomic() needs {Capability.BROKER_TRANSACTION.value}, which the backend {self.backend.name!r} "
+                "does not keep; what works instead: bus.transaction() with a database"
+            )
+        return AtomicScope(self._pool, self.make_envelope)
+
+    def outcome(self, tx_id: str, name: str | None) -> Outcome:
+        if name is None and len(self.databases) != 1:
+            known = ", ".join(sorted(self.databases)) or "none"
+            raise ConfigurationError(f"outcome({tx_id!r}): name the database, this bus has: {known}")
+        database = self._database(name if name is not None else next(iter(self.databases)))
+        rows = database.attempts_of(tx_id)
+        if any(row.outcome is Outcome.COMMITTED for row in rows):
+            return Outcome.COMMITTED
+        last = max(rows, key=lambda row: row.id.attempt, default=None)
+        if last is not None and not last.reserved:
+            return Outcome.ROLLED_BACK
+        running = HalfId(tx_id, last.id.attempt + 1 if last is not None else 1)
+        try:
+            return settle_outcome(database, running, self.ports.clock, self._local_budget)
+        except StoreBusy:
+            return Outcome.UNKNOWN
+
+    # the half log
+
+    def _make_channel(self) -> HalfLogSender:
+        settings = self.settings
+        if not derives_half_messages(self.capabilities(TopicKind.PLAIN).native):
+            raise CapabilityMissing(
+                f"the backend {self.backend.name!r} has half messages of its own, which this version of txbus "
+                "cannot use yet; use a backend with broker transactions"
+            )
+        return HalfLogSender(
+            self.backend.sender(self.service),
+            half_topic(self.service),
+            settings.half_partitions,
+            self.ports,
+            HalfSenderBudget(hint_linger_s=settings.hint_linger_s),
+            held_keys=self.maintenance.held_keys,
+        )
+
+    def start_relay(self) -> Relay:
+        """Run a relay in this process, unless one runs already."""
+        if self.relay is None:
+            if not self.databases:
+                raise NotOpen("this bus has no database, so it has no half log to relay")
+            self.relay = Relay(
+                self.service,
+                half_topic(self.service),
+                self.settings.half_partitions,
+                self.backend,
+                self.databases,
+                self._checkers,
+                self.ports,
+                self.emit,
+                _relay_budget(self.settings),
+                self.maintenance.note_held,
+            )
+            self.relay.start()
+        return self.relay
+
+    def _maintenance_budget(self) -> MaintenanceBudget:
+        settings = self.settings
+        return MaintenanceBudget(
+            purge_interval_s=settings.purge_interval_s,
+            purge_batch=settings.purge_batch,
+            ledger_retention_s=settings.ledger_retention_s,
+            inbox_horizon_s=inbox_horizon_s(settings, [h.retry for h in self.handlers]),
+            held_key_max=settings.held_key_max,
+        )
+
+    # running
+
+    def start(self, workers: int | None = None) -> None:
+        self.consuming.start(workers)
+
+    def stop(self) -> None:
+        self._runner.stop()
+        self.consuming.stop(self.settings.stop_timeout_s)
+
+    def run(self, until_idle: float | None, max_messages: int | None, workers: int | None) -> int:
+        return self._runner.run(until_idle, max_messages, workers)
+
+    def run_relay(self, until_idle: float | None) -> None:
+        self._runner.run_relay(until_idle)
+
+    def idle(self, timeout_s: float) -> bool:
+        """Is nothing left to do? Every half stored so far is settled (where the relay runs here), and
+        every message in the handlers' topics is handled and acknowledged."""
+        if self.relay is not None and not self.relay.wait_quiet(timeout_s):
+            return False
+        return self.consuming.caught_up()
+
+    def health(self) -> BusHealth:
+        handlers = self.consuming.health()
+        relay = self.relay.health() if self.relay is not None else None
+        ok = all(h.running and not h.error for h in handlers) and (relay is None or relay.running)
+        return BusHealth(ok, handlers, relay)
+
+
+def _prepare_topics(
+    backend: Backend, service: str, topics: Mapping[str, Topic[Any]], settings: Settings, halves: bool
+) -> None:
+    """Create what is missing, if that is wanted, and verify the rest."""
+    specs = [
+        TopicSpec(name, topic.partitions or settings.topic_partitions, retention_s=settings.topic_retention_s)
+        for name, topic in topics.items()
+    ]
+    internal = TopicSpec(half_topic(service), settings.half_partitions, retention_s=None, internal=True)
+    admin = backend.admin()
+    try:
+        found = admin.describe([spec.name for spec in specs] + ([internal.name] if halves else []))
+        missing = [spec for spec in specs if found[spec.name] is None]
+        if missing and not settings.create_topics:
+            names = ", ".join(repr(spec.name) for spec in missing)
+            raise ConfigurationError(
+                f"topics {names} do not exist and create_topics is off: create them, or leave create_topics on"
+            )
+        admin.create([*missing, *([internal] if halves and found[internal.name] is None else [])])
+        if halves:
+            wrong = admin.verify(internal)
+            if wrong:
+                raise ConfigurationError(f"internal topic {internal.name!r}: " + "; ".join(wrong))
+    finally:
+        admin.close()
+
+
+def _relay_budget(settings: Settings) -> RelayBudget:
+    return RelayBudget(
+        check_after_s=settings.check_after_s,
+        check_interval_s=settings.check_interval_s,
+        poll_s=settings.poll_s,
+        lease_s=settings.lease_s,
+        partition=PartitionBudget(
+            step_messages_max=settings.step_messages_max,
+            step_bytes_max=settings.step_bytes_max,
+            window_halves_max=settings.window_halves_max,
+            payload_budget_bytes=settings.payload_budget_bytes,
+            reappend_records=settings.reappend_records,
+            broker_transaction_timeout_s=settings.broker_transaction_timeout_s,
+        ),
+        desk=LedgerDeskBudget(
+            lock_wait_s=settings.check_lock_wait_s,
+            round_s=settings.check_budget_s,
+            retention_s=settings.ledger_retention_s,
+            check_max=settings.check_max,
+            confirm_interval_s=settings.confirm_interval_s,
+        ),
+    )
