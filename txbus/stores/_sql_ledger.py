@@ -86,6 +86,19 @@ class Ledger:
             if self._insert_reserved(HalfId(tx_id, unsettled), now_s, lock_wait_s):
                 return unsettled + 1
 
+    def decide(self, row: LedgerRow) -> Outcome:
+        """See `Database.decide`."""
+        assert row.outcome is not Outcome.UNKNOWN, row
+        for _ in range(_LOOKS):
+            with self._gate.write(f"deciding {row.id}") as connection:
+                inserted = self._fence.run(connection, ledger_values(row))
+            if inserted == 1:
+                return row.outcome
+            found = self.look([row.id])
+            if row.id in found:
+                return found[row.id].outcome
+        raise StoreBusy(f"database {self._gate.name!r}: {row.id} is still open: try again when it has ended")
+
     def confirm(self, ids: Sequence[HalfId], now_s: float) -> None:
         """See `Database.confirm`."""
         for chunk in _chunks(list(dict.fromkeys(ids))):

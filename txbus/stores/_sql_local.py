@@ -12,6 +12,7 @@ from txbus.stores._sql_flavour import Flavour, Statement
 from txbus.stores._sql_gate import Gate
 from txbus.stores._sql_inbox import InboxStatements, letter_values, message_key
 from txbus.stores._sql_ledger import checked_tx_id, ledger_values
+from txbus.stores._sql_savepoints import SavepointHooks, SavepointStack
 from txbus.stores._sql_tables import LEDGER
 from txbus.stores.contract import CommitResult, DeadLetter, LedgerRow
 
@@ -100,8 +101,11 @@ class SqlTransaction:
 class OwnTransaction(SqlTransaction):
     """A local transaction that txbus begins and ends."""
 
-    def __init__(self, gate: Gate, statements: LocalStatements, timeout_s: float) -> None:
+    def __init__(
+        self, gate: Gate, statements: LocalStatements, timeout_s: float, hooks: SavepointHooks | None
+    ) -> None:
         super().__init__(gate, statements)
+        self._savepoints = None if hooks is None else SavepointStack(self, hooks)
         self._session: Session | None = None
         self._result: CommitResult | None = None
         engine = gate.engine
@@ -117,7 +121,7 @@ class OwnTransaction(SqlTransaction):
                     "together: give txbus an engine with a transactional isolation level, or "
                     "engine.execution_options(isolation_level=...)"
                 )
-            event.listen(self._connection, "savepoint", self._before_savepoint)
+            self._listen()
             self._limits = gate.flavour.limit(self._connection, timeout_s)
         except BaseException as exc:
             self._connection.close()
@@ -166,9 +170,9 @@ class OwnTransaction(SqlTransaction):
             return
         self._result = CommitResult.REFUSED
         try:
-            # Whatever is open on the connection, the application's own later transaction included.
-            self._connection.rollback()
-            self._transaction.rollback()
+            if self._transaction.is_active:
+                self._transaction.rollback()
+            self._connection.rollback()  # what the application began after ending ours by itself
         except Exception:
             self._invalidate()
         self._release()
@@ -184,6 +188,18 @@ class OwnTransaction(SqlTransaction):
 
     def _before_savepoint(self, connection: Connection, name: str | None) -> None:
         self._gate.flavour.before_savepoint(connection)
+        if self._savepoints is not None:
+            self._savepoints.began()
+
+    def _listen(self) -> None:
+        # The connection is of this transaction only, so the listeners end with it.
+        event.listen(self._connection, "savepoint", self._before_savepoint)
+        if self._savepoints is not None:
+            stack = self._savepoints
+            event.listen(
+                self._connection, "rollback_savepoint", lambda c, name, _: stack.rolled_back(c, name)
+            )
+            event.listen(self._connection, "release_savepoint", lambda c, name, _: stack.released(c, name))
 
     def _release(self) -> None:
         try:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
-from txbus.stores.contract import AttachHooks, LocalTransaction
+from txbus.stores.contract import LocalTransaction
 
-__all__ = ["SavepointStack"]
+__all__ = ["SavepointHooks", "SavepointStack"]
 
 _OUTSIDE = "savepoint 0"
+
+
+class SavepointHooks(Protocol):
+    """The part of `AttachHooks` that concerns savepoints."""
+
+    def savepoint(self, transaction: LocalTransaction, name: str) -> None: ...
+
+    def savepoint_rolled_back(self, transaction: LocalTransaction, name: str) -> None: ...
+
+    def savepoint_released(self, transaction: LocalTransaction, name: str) -> None: ...
 
 
 class SavepointStack:
     """The open savepoints of one local transaction. SQLAlchemy names a savepoint only after its
     event, and again when it ends; so they are counted here, and found by their depth."""
 
-    def __init__(self, transaction: LocalTransaction, hooks: AttachHooks) -> None:
+    def __init__(self, transaction: LocalTransaction, hooks: SavepointHooks) -> None:
         self._transaction = transaction
         self._hooks = hooks
         self._open: list[str] = []

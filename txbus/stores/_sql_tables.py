@@ -24,7 +24,9 @@ from sqlalchemy.schema import SchemaItem
 __all__ = [
     "ATTEMPTS",
     "DEAD_LETTERS",
+    "HELD",
     "INBOX",
+    "KEY_CHARS",
     "LEDGER",
     "MESSAGE_ID_CHARS",
     "META",
@@ -44,6 +46,7 @@ SCOPE_CHARS = 120
 SOURCE_CHARS = 250
 MESSAGE_ID_CHARS = 250
 TOPIC_CHARS = 250
+KEY_CHARS = 250
 
 METADATA = MetaData()
 # Binary collation: ids that differ in case only are different ids.
@@ -115,6 +118,16 @@ RUNS = _table(
     Column("topic", String(TOPIC_CHARS), primary_key=True),
     Column("partition_no", Integer, primary_key=True, autoincrement=False),
     Column("below", BigInteger, nullable=False),
+)
+
+# Keys whose halves wait behind a parked one. ``key_text`` is whole where the key holds a hash.
+HELD = _table(
+    "txbus_held",
+    Column("partition_no", Integer, primary_key=True, autoincrement=False),
+    Column("topic", String(TOPIC_CHARS), primary_key=True),
+    Column("message_key", String(KEY_CHARS), primary_key=True),
+    Column("key_text", _LONG_TEXT, nullable=False),
+    Column("waiting", Integer, nullable=False),
 )
 
 # ``identity_json`` has scope, source and message id in full where the key holds only a hash.

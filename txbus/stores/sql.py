@@ -20,9 +20,11 @@ from txbus.stores import _sql_schema
 from txbus.stores._sql_attach import Adoptions
 from txbus.stores._sql_flavour import flavour_of
 from txbus.stores._sql_gate import Gate
+from txbus.stores._sql_held import Held
 from txbus.stores._sql_inbox import Inbox, InboxStatements
 from txbus.stores._sql_ledger import Ledger
 from txbus.stores._sql_local import LocalStatements, OwnTransaction
+from txbus.stores._sql_savepoints import SavepointHooks
 from txbus.stores.contract import AttachHooks, AttemptRow, DeadLetter, LedgerRow, LocalTransaction
 
 __all__ = ["SqlDatabase", "is_engine"]
@@ -46,6 +48,7 @@ class SqlDatabase:
         self._local = LocalStatements(flavour, inbox)
         self._ledger = Ledger(self._gate)
         self._inbox = Inbox(self._gate, inbox)
+        self._held = Held(self._gate)
         self._adoptions = Adoptions(self._gate, self._local)
         self._identity: str | None = None
 
@@ -80,8 +83,9 @@ class SqlDatabase:
 
     # the application's transactions
 
-    def begin(self, local_timeout_s: float) -> OwnTransaction:
-        return OwnTransaction(self._gate, self._local, local_timeout_s)
+    def begin(self, local_timeout_s: float, hooks: SavepointHooks | None = None) -> OwnTransaction:
+        """See `Database.begin`. ``hooks`` are told of savepoints that the application makes."""
+        return OwnTransaction(self._gate, self._local, local_timeout_s, hooks)
 
     def adopt(self, owner: Any, hooks: AttachHooks) -> LocalTransaction:
         return self._adoptions.adopt(owner, hooks)
@@ -125,6 +129,15 @@ class SqlDatabase:
 
     def purge_ledger(self, created_before_s: float, limit: int) -> int:
         return self._ledger.purge(created_before_s, limit)
+
+    def decide(self, row: LedgerRow) -> Outcome:
+        return self._ledger.decide(row)
+
+    def replace_held(self, partition: int, held: Mapping[tuple[str, str], int]) -> None:
+        self._held.replace(partition, held)
+
+    def held_keys(self) -> frozenset[tuple[str, str]]:
+        return self._held.keys()
 
     # the inbox side
 

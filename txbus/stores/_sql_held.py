@@ -1,0 +1,41 @@
+"""The keys that a relay holds back, noted where every sender of the service can read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import delete, select
+
+from txbus.stores._sql_gate import Gate
+from txbus.stores._sql_tables import HELD, KEY_CHARS, TOPIC_CHARS
+from txbus.stores._sql_text import stored_key, stored_text, text_from
+
+__all__ = ["Held"]
+
+
+class Held:
+    """The methods of `Database` that concern held keys. Thread-safe."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._insert = gate.flavour.insert_ignore(HELD)
+
+    def replace(self, partition: int, held: Mapping[tuple[str, str], int]) -> None:
+        """See `Database.replace_held`."""
+        with self._gate.write("noting held keys") as connection:
+            connection.execute(delete(HELD).where(HELD.c.partition_no == partition))
+            for (topic, key), waiting in sorted(held.items()):
+                values = {
+                    "partition_no": partition,
+                    "topic": stored_key(topic, TOPIC_CHARS),
+                    "message_key": stored_key(key, KEY_CHARS),
+                    "key_text": stored_text(key),
+                    "waiting": waiting,
+                }
+                self._insert.run(connection, values)
+
+    def keys(self) -> frozenset[tuple[str, str]]:
+        """See `Database.held_keys`."""
+        with self._gate.read("reading held keys") as connection:
+            rows = connection.execute(select(HELD.c.topic, HELD.c.key_text))
+            return frozenset((text_from(topic), text_from(key)) for topic, key in rows)
