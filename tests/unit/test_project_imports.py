@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import txbus
-
-ROOT = Path(txbus.__file__).parent
+ROOT = Path(__file__).parents[2] / "txbus"
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 HEAVY = (
     "confluent_kafka",

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import txbus
-
-ROOT = Path(txbus.__file__).parent
+ROOT = Path(__file__).parents[2] / "txbus"
 EXEMPT = {
     "txbus._system": "it is the ports of a real process",
     "txbus.examples": "an application, with processes and clocks of its own",
