@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack
 
+from txbus import _registry
 from txbus._atomic import AtomicScope
 from txbus._checks import check_handlers
 from txbus._declare import CheckerDeclaration, HandlerDeclaration, InFlight, Start
@@ -21,6 +22,8 @@ from txbus._transactional import AttachedScope, TransactionScope
 from txbus._wire import SendOptions
 from txbus.errors import ConfigurationError, NotOpen
 from txbus.settings import Settings, SettingsArguments, check_relations, mask, parse_url
+from txbus.spi import Backend
+from txbus.stores.contract import Database
 
 __all__ = ["Bus"]
 
@@ -79,6 +82,16 @@ class Bus:
     def service(self) -> str:
         """The service's name."""
         return self._service
+
+    @property
+    def url(self) -> str:
+        """The bus URL without what may be secret."""
+        return self._shown
+
+    @property
+    def ports(self) -> Ports:
+        """Where its time, chance and threads come from."""
+        return self._ports
 
     @property
     def settings(self) -> Settings:
@@ -181,14 +194,28 @@ class Bus:
 
     # life
 
-    def open(self) -> Bus:
+    def make_backend(self) -> Backend:
+        """A backend of this bus of its own, not opened, for tools that look without taking part; the
+        caller closes it. Does no I/O."""
+        return _registry.create_backend(self._url, self._ports)
+
+    def make_databases(self) -> Mapping[str, Database]:
+        """The stores' views of this bus's databases, nothing of them checked, for tools that look
+        without taking part; the caller closes them. Does no I/O."""
+        return {
+            name: _registry.adapt_database(name, candidate, self._ports, self._events.emit)
+            for name, candidate in self._databases.items()
+        }
+
+    def open(self, *, relay: Literal["inside", "outside"] | None = None) -> Bus:
         """Reach broker and databases and check every declaration; raises what is wrong.
 
         ConfigurationError, CapabilityMissing, SchemaMismatch, SettingsError, BackendUnavailable …
-        Idempotent. Nothing stays open when it raises.
+        Idempotent. Nothing stays open when it raises. ``relay`` overrides the setting.
         """
         if self._opened is None:
-            check_relations(self._settings, [h.retry for h in self._handlers])
+            settings = self._settings if relay is None else self._settings.model_copy(update={"relay": relay})
+            check_relations(settings, [h.retry for h in self._handlers])
             check_handlers(self._handlers, self._databases)
             self._opened = OpenBus.open(
                 url=self._url,
@@ -197,7 +224,7 @@ class Bus:
                 topics=self._topics,
                 handlers=self._handlers,
                 checkers={name: c.function for name, c in self._checkers.items()},
-                settings=self._settings,
+                settings=settings,
                 ports=self._ports,
                 events=self._events,
             )
