@@ -8,22 +8,27 @@ Public surface: this module for applications, `txbus.events`, `txbus.errors`, `t
 `txbus.testing`; `txbus.spi` and `txbus.conformance` for backend authors.
 """
 
-from txbus._bus import Bus
-from txbus._capability import Capabilities, Capability, Limits, Support, TopicKind
-from txbus._inbox_signature import Delivery
-from txbus._message import Codec, Envelope, JsonCodec, Position, Receipt, Topic, TopicPartition
-from txbus._outcome import Outcome
-from txbus._retry import Retry
-from txbus._transactional import AttachedScope, TransactionScope
+import importlib
+from typing import TYPE_CHECKING
+
 from txbus._version import __version__
-from txbus.errors import (
-    AlreadyCommitted,
-    CapabilityMissing,
-    ConfigurationError,
-    GiveUp,
-    OutcomeUnknown,
-    TxbusError,
-)
+
+if TYPE_CHECKING:
+    from txbus._bus import Bus
+    from txbus._capability import Capabilities, Capability, Limits, Support, TopicKind
+    from txbus._inbox_signature import Delivery
+    from txbus._message import Codec, Envelope, JsonCodec, Position, Receipt, Topic, TopicPartition
+    from txbus._outcome import Outcome
+    from txbus._retry import Retry
+    from txbus._transactional import AttachedScope, TransactionScope
+    from txbus.errors import (
+        AlreadyCommitted,
+        CapabilityMissing,
+        ConfigurationError,
+        GiveUp,
+        OutcomeUnknown,
+        TxbusError,
+    )
 
 __all__ = [
     "AlreadyCommitted",
@@ -52,3 +57,36 @@ __all__ = [
     "TxbusError",
     "__version__",
 ]
+
+_HOMES = {
+    "_bus": ("Bus",),
+    "_capability": ("Capabilities", "Capability", "Limits", "Support", "TopicKind"),
+    "_inbox_signature": ("Delivery",),
+    "_message": ("Codec", "Envelope", "JsonCodec", "Position", "Receipt", "Topic", "TopicPartition"),
+    "_outcome": ("Outcome",),
+    "_retry": ("Retry",),
+    "_transactional": ("AttachedScope", "TransactionScope"),
+    "errors": (
+        "AlreadyCommitted",
+        "CapabilityMissing",
+        "ConfigurationError",
+        "GiveUp",
+        "OutcomeUnknown",
+        "TxbusError",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: pydantic does the same, and whoever imports txbus
+    for one name should not pay for all."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value: object = getattr(importlib.import_module(f"txbus.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
