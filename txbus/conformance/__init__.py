@@ -2,16 +2,14 @@
 
 ::
 
-    from txbus.conformance import Harness, run
+    from txbus.conformance import PluginHarness, run
 
-    class MyHarness(Harness):
-        def backend(self): ...
-
-    report = run(MyHarness(ports))
+    report = run(PluginHarness(plugin, BackendURL("mybus", "localhost:7001"), leaping=False))
     print(report)
     report.raise_for_failures()
 
 Or one test for each case: ``@pytest.mark.parametrize("case", cases(harness), ids=lambda c: c.name)``.
+A broker that needs more (cutting connections, longer leases) gets a `Harness` of its own.
 What a backend declares must hold; what it does not declare must be refused with CapabilityMissing.
 """
 
@@ -31,6 +29,7 @@ from txbus.conformance import (  # noqa: F401 - importing a kit registers its ca
 )
 from txbus.conformance.clock import LeapingClock
 from txbus.conformance.harness import Harness, NotPromised, PromiseBroken, Report, Result, Status
+from txbus.conformance.local import PluginHarness
 from txbus.conformance.stage import Member, Stage
 from txbus.conformance.stores import StoreHarness, run_store, store_cases
 from txbus.conformance.suite import BoundCase, Case, case, cases, run
@@ -42,6 +41,7 @@ __all__ = [
     "LeapingClock",
     "Member",
     "NotPromised",
+    "PluginHarness",
     "PromiseBroken",
     "Report",
     "Result",

@@ -22,7 +22,7 @@ def _halves(stage: Stage, group: str, topic: str, client: Backend | None = None)
 
 
 def _prepare(stage: Stage, halves: HalfMessages, topic: str, text: str) -> object:
-    return halves.prepare(envelope(topic, text, "key"), stage.harness.patience_s)
+    return halves.prepare(envelope(topic, text, "key"), stage.harness.answer_s)
 
 
 def _checks(stage: Stage, halves: HalfMessages, count: int = 1) -> list[Check]:
@@ -66,7 +66,7 @@ def committed_becomes_visible(stage: Stage) -> None:
     topic = stage.topic(kind=KIND)
     halves = _halves(stage, stage.group(), topic)
     sent = envelope(topic, "half", "ключ", headers={"naïve": "値"})
-    halves.finish(halves.prepare(sent, stage.harness.patience_s), Outcome.COMMITTED)
+    halves.finish(halves.prepare(sent, stage.harness.answer_s), Outcome.COMMITTED)
     member = _reader(stage, topic)
     stage.never(member, "half")
     got = member.seen[0].envelope
@@ -177,7 +177,7 @@ def other_groups_are_not_asked(stage: Stage) -> None:
 def _refused(stage: Stage, topic: str, bad: Envelope, error: type[Exception]) -> None:
     halves = _halves(stage, stage.group(), topic)
     with stage.refused(error, what="prepare of a bad message"):
-        halves.prepare(bad, stage.harness.patience_s)
+        halves.prepare(bad, stage.harness.answer_s)
     halves.finish(_prepare(stage, halves, topic, "good"), Outcome.COMMITTED)
     stage.never(_reader(stage, topic), "good")
 

@@ -29,7 +29,9 @@ class Harness(abc.ABC):
     """
 
     patience_s: float = 10.0
-    """How long something that must happen may take."""
+    """How long something that must happen may take; at least twenty polls, however long they take."""
+    answer_s: float = 10.0
+    """The timeout of a single call that sends, prepares or waits for another task."""
     quiet_s: float = 0.3
     """How long nothing may happen before it counts as "it does not happen"."""
     poll_s: float = 0.05
@@ -42,6 +44,8 @@ class Harness(abc.ABC):
     """After this long the broker has asked about an unfinished half message."""
     derived: frozenset[Capability] = frozenset()
     """Capabilities to prove although the backend itself does not have them (see `half_messages`)."""
+    deletes_by_age: bool = True
+    """Whether the broker deletes old records, so that a retention can be too short."""
     attempts_max: int | None = None
     """NATIVE_DEAD_LETTER: the broker sets a message aside after this many attempts."""
 

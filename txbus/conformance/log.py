@@ -80,7 +80,7 @@ def read_in_steps(stage: Stage) -> None:
 def read_at_the_end(stage: Stage) -> None:
     _, log, _ = _filled(stage, *"ab")
     end = log.end(0)
-    records, following = log.read(0, end, 10, stage.harness.patience_s)
+    records, following = log.read(0, end, 10, stage.harness.answer_s)
     require(not records and following == end, f"{len(records)} records at {end}, go on from {following}")
 
 

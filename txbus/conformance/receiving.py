@@ -226,14 +226,15 @@ def message_ends_the_wait(stage: Stage) -> None:
     topic = stage.topic()
     member = stage.member(stage.group(), topic)
     stage.settle(topic, 1, member)
-    patience_s = stage.harness.patience_s
     got = list[int]()
-    task = stage.harness.ports.runtime.spawn(
-        lambda: got.append(len(member.receiver.receive(10, 3 * patience_s).received)), "waiting member"
-    )
+
+    def wait() -> None:
+        got.append(len(member.receiver.receive(10, stage.harness.answer_s).received))
+
+    task = stage.harness.ports.runtime.spawn(wait, "waiting member")
     require(not task.join(stage.harness.poll_s), "receive did not wait at all")
     stage.send_texts(topic, "one")
-    require(task.join(patience_s), f"receive still waits {patience_s} s after a message was sent")
+    stage.until(lambda: task.join(stage.harness.poll_s), what="a message ends the wait of receive")
     require(got == [1], f"the wait ended with {got} records")
 
 
@@ -242,10 +243,9 @@ def wake_ends_the_wait(stage: Stage) -> None:
     topic = stage.topic()
     member = stage.member(stage.group(), topic)
     stage.settle(topic, 1, member)
-    patience_s = stage.harness.patience_s
 
     def wait() -> None:
-        member.receiver.receive(10, 3 * patience_s)
+        member.receiver.receive(10, stage.harness.answer_s)
 
     task = stage.harness.ports.runtime.spawn(wait, "waiting member")
 

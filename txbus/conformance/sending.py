@@ -43,7 +43,7 @@ def visible_to_another_client(stage: Stage) -> None:
 @case(DURABLE, property="a sent message survives the death of its sender")
 def survives_the_death_of_the_sender(stage: Stage) -> None:
     topic, victim = stage.topic(), stage.client()
-    stage.sender(victim).send([envelope(topic, "one"), envelope(topic, "two")], stage.harness.patience_s)
+    stage.sender(victim).send([envelope(topic, "one"), envelope(topic, "two")], stage.harness.answer_s)
     stage.kill(victim)
     stage.never(stage.member(stage.group(), topic), "one", "two")
 
@@ -51,7 +51,7 @@ def survives_the_death_of_the_sender(stage: Stage) -> None:
 @case(DURABLE, property="an append whose result was given survives the death of its sender")
 def awaited_append_survives_the_death_of_the_sender(stage: Stage) -> None:
     topic, victim = stage.topic(2), stage.client()
-    stage.sender(victim).append(envelope(topic, "one"), 1).result(stage.harness.patience_s)
+    stage.sender(victim).append(envelope(topic, "one"), 1).result(stage.harness.answer_s)
     stage.kill(victim)
     stage.never(stage.member(stage.group(), topic), "one")
 
@@ -159,7 +159,7 @@ def appends_keep_their_order(stage: Stage) -> None:
     topic, sender = stage.topic(3), stage.sender()
     wanted = [f"m{n}" for n in range(40)]
     pending = [sender.append(envelope(topic, text, key=text), 2) for text in wanted]
-    receipts = tuple(one.result(stage.harness.patience_s) for one in pending)
+    receipts = tuple(one.result(stage.harness.answer_s) for one in pending)
     require({one.partition for one in receipts} == {2}, f"receipts of other partitions: {receipts}")
     require(_offsets(receipts) == sorted(_offsets(receipts)), f"offsets out of order: {_offsets(receipts)}")
     member = stage.member(stage.group(), topic)
@@ -171,11 +171,11 @@ def appends_keep_their_order(stage: Stage) -> None:
 def append_result_is_repeatable(stage: Stage) -> None:
     topic, sender = stage.topic(), stage.sender()
     pending, answers = sender.append(envelope(topic, "one"), 0), list[Receipt]()
-    patience_s = stage.harness.patience_s
-    task = stage.harness.ports.runtime.spawn(lambda: answers.append(pending.result(patience_s)), "asker")
-    answers.append(pending.result(patience_s))
-    require(task.join(patience_s), "the second asker never got an answer")
-    answers.append(pending.result(patience_s))
+    answer_s = stage.harness.answer_s
+    task = stage.harness.ports.runtime.spawn(lambda: answers.append(pending.result(answer_s)), "asker")
+    answers.append(pending.result(answer_s))
+    require(task.join(answer_s), "the second asker never got an answer")
+    answers.append(pending.result(answer_s))
     require(len(answers) == 3 and len(set(answers)) == 1, f"the answers differ: {answers}")
 
 
@@ -185,10 +185,10 @@ def refused_append_fails_alone(stage: Stage) -> None:
     bad = _oversized(stage, topic)
     before = sender.append(envelope(topic, "before"), 0)
     with stage.refused(MessageRefused, what="append of a bad message"):
-        sender.append(bad, 0).result(stage.harness.patience_s)
+        sender.append(bad, 0).result(stage.harness.answer_s)
     after = sender.append(envelope(topic, "after"), 0)
     for one in (before, after):
-        one.result(stage.harness.patience_s)
+        one.result(stage.harness.answer_s)
     stage.never(stage.member(stage.group(), topic), "before", "after")
 
 
@@ -209,7 +209,7 @@ def sender_is_shared(stage: Stage) -> None:
         stage.harness.ports.runtime.spawn(_send_all(stage, sender, topic, names[at::4]), f"sender {at}")
         for at in range(4)
     ]
-    require(all(task.join(stage.harness.patience_s) for task in tasks), "a sending task did not end")
+    require(all(task.join(stage.harness.answer_s) for task in tasks), "a sending task did not end")
     member = stage.member(stage.group(), topic)
     stage.until_seen(len(names), member)
     stage.quiet(member)
@@ -219,7 +219,7 @@ def sender_is_shared(stage: Stage) -> None:
 def _send_all(stage: Stage, sender: Sender, topic: str, names: list[str]) -> Callable[[], None]:
     def send() -> None:
         for name in names:
-            sender.send([envelope(topic, name, key=name)], stage.harness.patience_s)
+            sender.send([envelope(topic, name, key=name)], stage.harness.answer_s)
 
     return send
 
@@ -228,7 +228,7 @@ def _send_all(stage: Stage, sender: Sender, topic: str, names: list[str]) -> Cal
 def close_is_idempotent(stage: Stage) -> None:
     client = stage.client()
     sender = stage.sender(client)
-    sender.send([envelope(stage.topic(), "one")], stage.harness.patience_s)
+    sender.send([envelope(stage.topic(), "one")], stage.harness.answer_s)
     sender.close()
     sender.close()
     client.close()
@@ -272,7 +272,7 @@ def batch_over_several_topics(stage: Stage) -> None:
 def batch_survives_whole(stage: Stage) -> None:
     topic, victim = stage.topic(4), stage.client()
     batch = [envelope(topic, f"m{n}", f"key{n}") for n in range(20)]
-    stage.sender(victim).send(batch, stage.harness.patience_s)
+    stage.sender(victim).send(batch, stage.harness.answer_s)
     stage.kill(victim)
     member = stage.member(stage.group(), topic)
     stage.until_seen(20, member)
@@ -285,7 +285,7 @@ def no_part_of_a_batch_is_readable(stage: Stage) -> None:
     def send() -> None:
         for batch in range(15):
             contents = [envelope(topic, f"b{batch}-{n}") for n in range(10)]
-            sender.send(contents, stage.harness.patience_s)
+            sender.send(contents, stage.harness.answer_s)
 
     log, counts = stage.log(topic), list[int]()
     task, done = stage.harness.ports.runtime.spawn(send, "sender"), False
@@ -335,7 +335,7 @@ def order_over_many_sends(stage: Stage) -> None:
     wanted = {f"key{k}": [f"k{k}-{n}" for n in range(6)] for k in range(3)}
     for n in range(6):
         for k in range(3):
-            sender.send([envelope(topic, f"k{k}-{n}", f"key{k}")], stage.harness.patience_s)
+            sender.send([envelope(topic, f"k{k}-{n}", f"key{k}")], stage.harness.answer_s)
     _in_order(stage, topic, wanted)
 
 

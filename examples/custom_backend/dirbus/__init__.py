@@ -1,0 +1,1 @@
+"""A small broker for one machine: a directory with one journal that every client replays."""
