@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -70,7 +71,7 @@ def layers() -> list[str]:
     """The modules named in import-linter's layers."""
     contracts = tomllib.loads(PROJECT.read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     (contract,) = [contract for contract in contracts if contract["type"] == "layers"]
-    return [name.strip(" ()") for layer in contract["layers"] for name in layer.replace("|", ":").split(":")]
+    return [name for layer in contract["layers"] for name in re.findall(r"[\w.]+", layer)]
 
 
 def unplaced(modules: list[str], placed: list[str]) -> list[str]:
