@@ -99,6 +99,11 @@ class Bus:
         return self._settings
 
     @property
+    def database_names(self) -> tuple[str, ...]:
+        """The names of the service's databases."""
+        return tuple(self._databases)
+
+    @property
     def handlers(self) -> tuple[HandlerDeclaration, ...]:
         """The handlers declared so far."""
         return tuple(self._handlers)
