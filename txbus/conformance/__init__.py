@@ -31,11 +31,20 @@ from txbus.conformance.clock import LeapingClock
 from txbus.conformance.harness import Harness, NotPromised, PromiseBroken, Report, Result, Status
 from txbus.conformance.local import PluginHarness
 from txbus.conformance.stage import Member, Stage
-from txbus.conformance.stores import StoreHarness, run_store, store_cases
+from txbus.conformance.stores import (
+    BoundStoreCase,
+    StoreCase,
+    StoreHarness,
+    StoreStage,
+    run_store,
+    store_case,
+    store_cases,
+)
 from txbus.conformance.suite import BoundCase, Case, case, cases, run
 
 __all__ = [
     "BoundCase",
+    "BoundStoreCase",
     "Case",
     "Harness",
     "LeapingClock",
@@ -47,10 +56,13 @@ __all__ = [
     "Result",
     "Stage",
     "Status",
+    "StoreCase",
     "StoreHarness",
+    "StoreStage",
     "case",
     "cases",
     "run",
     "run_store",
+    "store_case",
     "store_cases",
 ]

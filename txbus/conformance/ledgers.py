@@ -267,3 +267,37 @@ def purge_is_limited(stage: StoreStage) -> None:
         _committed(stage, _id(stage), messages=0, created_s=50.0)
     counts = [stage.database.purge_ledger(100.0, 2) for _ in range(4)]
     require(counts == [2, 2, 1, 0], f"5 rows in batches of 2: {counts}")
+
+
+# what an operator decides, and which keys are held
+
+
+@store_case(property="decide writes an operator's outcome where there is none, and yields to one that stands")
+def operator_decides_what_is_open(stage: StoreStage) -> None:
+    open_, committed, fenced = (_id(stage) for _ in range(3))
+    _committed(stage, committed)
+    _settle(stage, fenced)
+    for id, wanted, stands in (
+        (open_, Outcome.COMMITTED, Outcome.COMMITTED),
+        (open_, Outcome.ROLLED_BACK, Outcome.COMMITTED),
+        (committed, Outcome.ROLLED_BACK, Outcome.COMMITTED),
+        (fenced, Outcome.COMMITTED, Outcome.ROLLED_BACK),
+    ):
+        row = LedgerRow(id, wanted, stage.database.name, 1, stage.now_s())
+        got = stage.client().decide(row)
+        require(got is stands, f"decided {wanted} for {id}: {stands} stands, the answer is {got}")
+        require(_settle(stage, id) == {id: stands}, f"settle says {_settle(stage, id)}, decide said {got}")
+
+
+@store_case(property="replace_held replaces one partition's held keys and leaves those of the others")
+def held_keys_are_replaced(stage: StoreStage) -> None:
+    topic = stage.harness.unique("topic")
+    first, second, third = ((topic, key) for key in ("a", "A", "ключ "))
+    stage.database.replace_held(1, {first: 2, second: 1})
+    stage.client().replace_held(2, {third: 5})
+    stage.database.replace_held(1, {first: 3})
+    mine = {held for held in stage.client().held_keys() if held[0] == topic}
+    require(mine == {first, third}, f"held are {mine}")
+    for partition in (1, 2):
+        stage.database.replace_held(partition, {})
+    require(not any(held[0] == topic for held in stage.database.held_keys()), "released, yet held")
