@@ -44,13 +44,14 @@ class Statement:
 
     def run(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Execute and return how many rows it touched."""
-        return connection.exec_driver_sql(self.sql, self._parameters(values)).rowcount
+        return connection.exec_driver_sql(self.sql, self.parameters(values)).rowcount
 
     def row(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         """Execute and return the first row, or None."""
-        return connection.exec_driver_sql(self.sql, self._parameters(values)).first()
+        return connection.exec_driver_sql(self.sql, self.parameters(values)).first()
 
-    def _parameters(self, values: Mapping[str, Any]) -> Any:
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        """The values as the driver takes them."""
         if self._named is None:
             return tuple([values[name] for name in self._order])
         return {bound: values[name] for bound, name in self._named}
@@ -186,12 +187,18 @@ class Sqlite(Flavour):
     def insert_waiting(
         self, connection: Connection, statement: Statement, values: Mapping[str, Any], wait_s: float
     ) -> int:
-        driver_connection: Any = connection.connection.dbapi_connection
-        before = _busy_timeout(driver_connection, wait_s)
+        # Every handler's first statement: one cursor for the limit and the INSERT costs a third of
+        # going through the Connection.
+        cursor: Any = connection.connection.cursor()
         try:
-            return statement.run(connection, values)
+            before = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+            cursor.execute(f"PRAGMA busy_timeout={_whole_milliseconds(wait_s)}")
+            try:
+                return int(cursor.execute(statement.sql, statement.parameters(values)).rowcount)
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={before}")
         finally:
-            self._restore(driver_connection, before)
+            cursor.close()
 
     def autocommits(self, connection: Connection) -> bool:
         if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
@@ -353,7 +360,11 @@ def flavour_of(engine: Engine) -> Flavour:
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(1, math.ceil(seconds * 1000))
+    return max(1, _whole_milliseconds(seconds))
+
+
+def _whole_milliseconds(seconds: float) -> int:
+    return max(0, math.ceil(seconds * 1000))
 
 
 def _in_transaction(connection: Connection) -> bool:
@@ -366,7 +377,7 @@ def _busy_timeout(driver_connection: Any, wait_s: float) -> int:
     cursor = driver_connection.cursor()
     try:
         before = int(cursor.execute("PRAGMA busy_timeout").fetchone()[0])
-        cursor.execute(f"PRAGMA busy_timeout={max(0, math.ceil(wait_s * 1000))}")
+        cursor.execute(f"PRAGMA busy_timeout={_whole_milliseconds(wait_s)}")
     finally:
         cursor.close()
     return before
