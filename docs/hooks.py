@@ -12,6 +12,8 @@ SECTIONS = {
     "reference": "Reference",
     "explanation": "Explanation",
 }
+# A comment holds what tests/test_docs.py checks and nobody needs to read.
+_COMMENT = re.compile(r"^<!--.*?^-->\n", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^(?P<head> *(?:`{3,}|~{3,})[a-z]+)(?P<attributes> [^`\n]+)$", re.MULTILINE)
 
 
@@ -27,7 +29,8 @@ def on_config(config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Show a fence's file as its title, and nothing of what only tests/test_docs.py reads.
+    """Show a fence's file as its title, and nothing of what only tests/test_docs.py reads: attributes
+    of fences, and comments with checks.
 
     The renderer takes a fence with an attribute that it does not know for text.
     """
@@ -36,4 +39,4 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         name = re.search(r"\b(?:file|title)=[\"']?([^\"'\s]+)", fence["attributes"])
         return fence["head"] + (f' title="{name[1]}"' if name else "")
 
-    return _FENCE.sub(shown, markdown)
+    return _FENCE.sub(shown, _COMMENT.sub("", markdown))
