@@ -8,7 +8,17 @@ from typing import Protocol, TypeAlias
 from txbus._message import TopicPartition
 from txbus.spi import Received
 
-__all__ = ["ConsumerHealth", "DeadLetterSink", "Disposition", "Done", "GiveBack", "Handle", "Ownership", "RetryAfter", "Run"]
+__all__ = [
+    "ConsumerHealth",
+    "DeadLetterSink",
+    "Disposition",
+    "Done",
+    "GiveBack",
+    "Handle",
+    "Ownership",
+    "RetryAfter",
+    "Run",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +70,20 @@ class Run:
     The consumer keeps ``failed`` (runs that ended in `RetryAfter`) and ``given_back`` (`GiveBack`
     in a row). The rest are the handler's notes: ``started``, its function was called;
     ``attempts``, the runs it knows of; ``reserved``, the number of an attempt that is recorded and
-    whose run has not counted yet. Used by one thread at a time.
+    whose run has not counted yet; ``condemned``, attempts and error of a dead letter that could not
+    be kept yet. Used by one thread at a time.
     """
 
-    __slots__ = ("attempts", "failed", "given_back", "ownership", "received", "reserved", "started")
+    __slots__ = (
+        "attempts",
+        "condemned",
+        "failed",
+        "given_back",
+        "ownership",
+        "received",
+        "reserved",
+        "started",
+    )
 
     def __init__(self, received: Received, ownership: Ownership) -> None:
         self.received = received
@@ -73,6 +93,7 @@ class Run:
         self.started = False
         self.attempts = 0
         self.reserved = 0
+        self.condemned: tuple[int, BaseException | str] | None = None
 
     @property
     def wanted(self) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "TRACEPARENT",
     "SendOptions",
     "identity",
+    "inherited_traceparent",
     "log_identity",
     "make_envelope",
     "source_of",
@@ -169,6 +170,11 @@ def trace_id(headers: Mapping[str, str]) -> str:
     value = headers.get(TRACEPARENT)
     match = _TRACEPARENT.match(value) if value else None
     return match.group(1) if match else ""
+
+
+def inherited_traceparent(headers: Mapping[str, str]) -> str | None:
+    """The traceparent of a message, for those sent while it is handled; None if it is malformed."""
+    return _continued(headers.get(TRACEPARENT))
 
 
 def _continued(*candidates: str | None) -> str | None:
