@@ -14,24 +14,24 @@ What a backend declares must hold; what it does not declare must be refused with
 """
 
 from txbus.conformance import (  # noqa: F401 - importing a kit registers its cases
-    admin,
-    brokertransactions,
-    halfmessages,
-    inboxes,
-    ledgers,
-    log,
-    ownership,
-    positions,
-    receiving,
-    redelivery,
-    replay,
-    sending,
+    _admin,
+    _brokertransactions,
+    _halfmessages,
+    _inboxes,
+    _ledgers,
+    _log,
+    _ownership,
+    _positions,
+    _receiving,
+    _redelivery,
+    _replay,
+    _sending,
 )
-from txbus.conformance.clock import LeapingClock
-from txbus.conformance.harness import Harness, NotPromised, PromiseBroken, Report, Result, Status
-from txbus.conformance.local import PluginHarness
-from txbus.conformance.stage import Member, Stage
-from txbus.conformance.stores import (
+from txbus.conformance._clock import LeapingClock
+from txbus.conformance._harness import Harness, NotPromised, PromiseBroken, Report, Result, Status
+from txbus.conformance._local import PluginHarness
+from txbus.conformance._stage import Member, Stage
+from txbus.conformance._stores import (
     BoundStoreCase,
     StoreCase,
     StoreHarness,
@@ -40,7 +40,7 @@ from txbus.conformance.stores import (
     store_case,
     store_cases,
 )
-from txbus.conformance.suite import BoundCase, Case, case, cases, run
+from txbus.conformance._suite import BoundCase, Case, case, cases, run
 
 __all__ = [
     "BoundCase",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from txbus.conformance.stage import Member, Stage, require
-from txbus.conformance.suite import case
+from txbus.conformance._stage import Member, Stage, require
+from txbus.conformance._suite import case
 from txbus.spi import Capability, TopicPartition
 
 POSITION = Capability.REPLAY_BY_POSITION

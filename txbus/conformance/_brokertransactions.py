@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from txbus.conformance.harness import NotPromised
-from txbus.conformance.stage import Stage, envelope, require, send_each
-from txbus.conformance.suite import case
+from txbus.conformance._harness import NotPromised
+from txbus.conformance._stage import Stage, envelope, require, send_each
+from txbus.conformance._suite import case
 from txbus.errors import DestinationRefused, Fenced, MessageRefused, StepAborted
 from txbus.spi import BrokerTransaction, Capability, Envelope
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-from txbus.conformance.harness import NotPromised
-from txbus.conformance.stage import Stage, envelope, require
-from txbus.conformance.suite import case
+from txbus.conformance._harness import NotPromised
+from txbus.conformance._stage import Stage, envelope, require
+from txbus.conformance._suite import case
 from txbus.errors import DestinationRefused, MessageRefused
 from txbus.spi import Capability, Envelope, Receipt, Sender, TopicKind
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from txbus.conformance.stage import Stage, envelope, require, texts
-from txbus.conformance.suite import case
+from txbus.conformance._stage import Stage, envelope, require, texts
+from txbus.conformance._suite import case
 from txbus.errors import DestinationRefused
 from txbus.spi import Capability, Log, Received, TopicPartition
 

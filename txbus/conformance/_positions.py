@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from txbus.conformance.stage import Member, Stage, envelope, require, send_each, texts
-from txbus.conformance.suite import case
+from txbus.conformance._stage import Member, Stage, envelope, require, send_each, texts
+from txbus.conformance._suite import case
 from txbus.errors import Fenced
 from txbus.spi import Backend, BrokerTransaction, Capability, Committed, TopicPartition
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from txbus.conformance.harness import PromiseBroken, Report, Result, Status
+from txbus.conformance._harness import PromiseBroken, Report, Result, Status
 from txbus.spi import Ports
 from txbus.stores.contract import Database, LocalTransaction
 
@@ -144,7 +144,7 @@ def store_case(*, property: str) -> Callable[[Callable[[StoreStage], None]], Cal
     """Register a function over a store stage as the case ``module.function``."""
 
     def register(prove: Callable[[StoreStage], None]) -> Callable[[StoreStage], None]:
-        name = f"{prove.__module__.rpartition('.')[2]}.{prove.__name__}"
+        name = f"{prove.__module__.rpartition('._')[2]}.{prove.__name__}"
         assert name not in _REGISTRY, f"two cases are called {name}"
         _REGISTRY[name] = StoreCase(name, property, prove)
         return prove

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from txbus.conformance.stage import Stage, envelope
+from txbus.conformance._stage import Stage, envelope
 from txbus.spi import Capability, Committed, TopicKind, TopicPartition
 
 __all__ = ["PROBES"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from txbus.conformance.harness import NotPromised
-from txbus.conformance.stage import Stage, require
-from txbus.conformance.suite import case
+from txbus.conformance._harness import NotPromised
+from txbus.conformance._stage import Stage, require
+from txbus.conformance._suite import case
 from txbus.errors import DestinationRefused
 from txbus.spi import Capability, TopicKind, TopicPartition, TopicSpec
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from txbus.conformance.harness import NotPromised
-from txbus.conformance.stage import Member, Stage, envelope, require
-from txbus.conformance.suite import case
+from txbus.conformance._harness import NotPromised
+from txbus.conformance._stage import Member, Stage, envelope, require
+from txbus.conformance._suite import case
 from txbus.errors import Fenced, MessageRefused
 from txbus.spi import Capability, Envelope, TopicKind
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from txbus._system import system_ports
-from txbus.conformance.clock import LeapingClock
-from txbus.conformance.harness import Harness
+from txbus.conformance._clock import LeapingClock
+from txbus.conformance._harness import Harness
 from txbus.spi import Backend, BackendPlugin, BackendURL
 
 __all__ = ["PluginHarness"]

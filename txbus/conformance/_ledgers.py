@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from txbus._halves import HalfId
-from txbus.conformance.harness import PromiseBroken
-from txbus.conformance.stage import require
-from txbus.conformance.stores import StoreStage, store_case
+from txbus.conformance._harness import PromiseBroken
+from txbus.conformance._stage import require
+from txbus.conformance._stores import StoreStage, store_case
 from txbus.errors import AlreadyCommitted, StoreBusy, Superseded, TxbusError
 from txbus.spi import Outcome
 from txbus.stores.contract import CommitResult, Database, LedgerRow, LocalTransaction

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from txbus.conformance.harness import Harness, PromiseBroken
+from txbus.conformance._harness import Harness, PromiseBroken
 from txbus.spi import (
     Backend,
     Batch,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from txbus.conformance.harness import PromiseBroken
-from txbus.conformance.stage import require
-from txbus.conformance.stores import StoreStage, store_case
+from txbus.conformance._harness import PromiseBroken
+from txbus.conformance._stage import require
+from txbus.conformance._stores import StoreStage, store_case
 from txbus.errors import StoreBusy
 from txbus.stores.contract import AttemptRow, DeadLetter
 

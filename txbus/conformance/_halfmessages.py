@@ -7,9 +7,9 @@ derives: a harness hands those out through `Harness.half_messages` and names HAL
 
 from __future__ import annotations
 
-from txbus.conformance.harness import NotPromised
-from txbus.conformance.stage import Member, Stage, envelope, require
-from txbus.conformance.suite import case
+from txbus.conformance._harness import NotPromised
+from txbus.conformance._stage import Member, Stage, envelope, require
+from txbus.conformance._suite import case
 from txbus.errors import DestinationRefused, MessageRefused
 from txbus.spi import Backend, Capability, Check, Envelope, HalfMessages, Outcome, TopicKind
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from txbus.conformance.harness import Harness, NotPromised, PromiseBroken, Report, Result, Status
-from txbus.conformance.refusal import PROBES
-from txbus.conformance.stage import Stage
+from txbus.conformance._harness import Harness, NotPromised, PromiseBroken, Report, Result, Status
+from txbus.conformance._refusal import PROBES
+from txbus.conformance._stage import Stage
 from txbus.errors import CapabilityMissing
 from txbus.spi import Capability, TopicKind
 
@@ -106,7 +106,7 @@ def case(
     """
 
     def register(prove: Callable[[Stage], None]) -> Callable[[Stage], None]:
-        name = f"{prove.__module__.rpartition('.')[2]}.{prove.__name__}"
+        name = f"{prove.__module__.rpartition('._')[2]}.{prove.__name__}"
         assert name not in _REGISTRY, f"two cases are called {name}"
         _REGISTRY[name] = Case(name, capability, property, kind, tuple(also), prove)
         return prove
