@@ -80,9 +80,7 @@ def measure(comparison: Comparison, runs: int) -> Result:
 
 def main() -> int:
     """Measure, print, and say by the exit code whether the claim holds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=41, help="pairs of fresh interpreters (default 41)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

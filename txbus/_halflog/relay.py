@@ -50,13 +50,15 @@ class RelayBudget:
 
 @dataclass(frozen=True, slots=True)
 class RelayHealth:
-    """``oldest_s``: age of the oldest undecided half that this relay knows of."""
+    """``oldest_s``: age of the oldest undecided half that this relay knows of. ``records_read``: of
+    the half log, since the take-over of each partition that it owns."""
 
     running: bool
     partitions: tuple[int, ...]
     undecided: int
     parked: int
     oldest_s: float
+    records_read: int
     last_error: str
 
 
@@ -103,7 +105,7 @@ class Relay:
         self._quiet_seen = 0
         self._last_error = ""
         self._alarmed_at_s = self._surveyed_at_s = float("-inf")
-        self._health = RelayHealth(False, (), 0, 0, 0.0, "")
+        self._health = RelayHealth(False, (), 0, 0, 0.0, 0, "")
         self._more = False
         self._thread: Task | None = None
         self._running = False
@@ -176,7 +178,7 @@ class Relay:
                 self._disconnect(exc)
                 self._pause_s(1.0)
         self._leave_all(orderly=True)
-        self._health = RelayHealth(False, (), 0, 0, 0.0, self._last_error)
+        self._health = RelayHealth(False, (), 0, 0, 0.0, 0, self._last_error)
 
     def _connect(self) -> None:
         self._log = self._backend.log(self._topic)
@@ -402,7 +404,13 @@ class Relay:
                 )
             )
         self._health = RelayHealth(
-            True, tuple(sorted(w.partition for w in self._owned)), undecided, parked, oldest_s, self._last_error
+            True,
+            tuple(sorted(where.partition for where in self._owned)),
+            undecided,
+            parked,
+            oldest_s,
+            sum(partition.records_read for partition in self._owned.values()),
+            self._last_error,
         )
 
     def _maybe_quiet(self, batch: Batch) -> None:
