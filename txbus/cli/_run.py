@@ -1,0 +1,194 @@
+"""``txbus run`` and ``txbus relay``: a service's process in the foreground."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import typer
+
+from txbus._bus import Bus
+from txbus._declare import HandlerDeclaration
+from txbus._halflog.relay import relay_group
+from txbus.cli._loading import load_bus
+from txbus.cli._output import AppArgument, explained, note
+from txbus.errors import ConfigurationError
+
+__all__ = ["register"]
+
+INTERRUPTED = 130
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+class LogLevel(enum.StrEnum):
+    """What is logged on stderr, and everything graver."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+LevelOption = Annotated[
+    LogLevel, typer.Option("--log-level", case_sensitive=False, help="The least grave that is logged on stderr.")
+]
+IdleOption = Annotated[
+    float | None,
+    typer.Option("--until-idle", min=0.0, metavar="S", help="End after S seconds without anything to do."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the two commands."""
+    app.command(help=explained(run.__doc__))(run)
+    app.command(help=explained(relay.__doc__))(relay)
+
+
+def run(
+    app: AppArgument,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Threads for each handler; default: the setting.")
+    ] = None,
+    until_idle: IdleOption = None,
+    max_messages: Annotated[int | None, typer.Option(min=1, metavar="N", help="End after about N deliveries.")] = None,
+    inside: Annotated[
+        bool | None,
+        typer.Option("--relay/--no-relay", help="Run a relay in this process too, or none; default: the setting."),
+    ] = None,
+    log_level: LevelOption = LogLevel.info,
+) -> None:
+    """Run the handlers of a bus, and its relay unless it runs elsewhere.
+
+    Ctrl-C or SIGTERM: no new delivery is begun, those in hand are finished (for up to
+    stop_timeout_s), and the number of deliveries handled is shown. A second one ends at once.
+    Logs go to stderr. After Ctrl-C the exit code is 130, after SIGTERM 0.
+
+    \b
+    Examples:
+      txbus run shop.app:bus
+      txbus run shop.app:bus --workers 8 --log-level warning
+      txbus run shop.app:bus --no-relay          with: txbus relay shop.app:bus
+      txbus run shop.app:bus --until-idle 2      end when all is handled
+      txbus run shop.app:make_bus                a function that returns it
+    """
+    _configure_logging(log_level)
+    bus = load_bus(app)
+    where = _relay_of(bus, inside)
+    if not bus.handlers and (where == "outside" or not bus.database_names):
+        raise ConfigurationError(
+            f"{app} declares no handlers and runs no relay here, so there is nothing to run; import the modules "
+            "with @bus.on where the bus is made, or use --relay"
+        )
+    _introduce(app, bus)
+    if bus.database_names:
+        inside_text = "inside this process" if where == "inside" else f"outside: txbus relay {app}"
+        note(f"  relay     {inside_text}; group {relay_group(bus.service)}")
+    for handler in bus.handlers:
+        note(f"  handler   {_describe(handler, bus.service)}")
+    note(f"  workers   {workers or bus.settings.workers} threads for each handler")
+    with _interruptions() as interrupted:
+        bus.open(relay=where)
+        try:
+            note("running; Ctrl-C or SIGTERM finishes the deliveries in hand")
+            handled = bus.run(until_idle=until_idle, max_messages=max_messages, workers=workers)
+        finally:
+            bus.close()
+        note(f"stopped: {handled} {'delivery' if handled == 1 else 'deliveries'} handled")
+        _leave(interrupted())
+
+
+def relay(app: AppArgument, until_idle: IdleOption = None, log_level: LevelOption = LogLevel.info) -> None:
+    """Run nothing but the relay: publish what is committed, ask about what is undecided.
+
+    Any number of them may run for one service; they share its half log. It needs every database of
+    the service. Ctrl-C or SIGTERM finishes the step in hand.
+
+    \b
+    Examples:
+      txbus relay shop.app:bus
+      txbus relay shop.app:bus --until-idle 2      end when every half is settled
+    """
+    _configure_logging(log_level)
+    bus = load_bus(app)
+    if not bus.database_names:
+        raise ConfigurationError(f"{app} has no database, so it has no half log to relay; give Bus(databases={{...}})")
+    _introduce(app, bus)
+    note(f"  relay     group {relay_group(bus.service)}, half partitions {bus.settings.half_partitions}")
+    with _interruptions() as interrupted:
+        bus.open(relay="inside")
+        try:
+            note("running; Ctrl-C or SIGTERM finishes the step in hand")
+            bus.run_relay(until_idle=until_idle)
+        finally:
+            bus.close()
+        note("stopped")
+        _leave(interrupted())
+
+
+def _relay_of(bus: Bus, inside: bool | None) -> Literal["inside", "outside"]:
+    if inside is None:
+        return bus.settings.relay
+    if inside and not bus.database_names:
+        raise ConfigurationError("--relay: this bus has no database, so it has no half log to relay")
+    return "inside" if inside else "outside"
+
+
+def _introduce(app: str, bus: Bus) -> None:
+    note(f"{app}, process {os.getpid()}")
+    note(f"  service   {bus.service}")
+    note(f"  bus       {bus.url}")
+    note(f"  databases {', '.join(bus.database_names) or 'none'}")
+
+
+def _describe(handler: HandlerDeclaration, service: str) -> str:
+    kind = "a broker transaction" if handler.atomic else f"database {handler.database or 'none (at least once)'}"
+    return f"{handler.scope}: topic {handler.topic.name}, {kind}, group {handler.group(service)}"
+
+
+def _configure_logging(level: LogLevel) -> None:
+    """Log to stderr, before the application is imported: what it configures itself wins."""
+    logging.basicConfig(level=level.value.upper(), stream=sys.stderr, format=_FORMAT)
+
+
+class _Interrupted:
+    """Tells whether SIGINT came, however it was handled."""
+
+    def __init__(self, reader: int) -> None:
+        self._reader = reader
+
+    def __call__(self) -> bool:
+        try:
+            return signal.SIGINT in os.read(self._reader, 4096)
+        except BlockingIOError:
+            return False
+
+
+@contextmanager
+def _interruptions() -> Iterator[_Interrupted]:
+    """Note which signals come. The bus handles them and does not say which one it was, so their
+    numbers are taken from the interpreter's wake-up descriptor."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    try:
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    except ValueError:
+        before = None  # not the main thread: no signal is handled here
+    try:
+        yield _Interrupted(reader)
+    finally:
+        if before is not None:
+            signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+def _leave(interrupted: bool) -> None:
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
