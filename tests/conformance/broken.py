@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from tests.conformance.through import (
     Parts,
@@ -49,6 +50,22 @@ class SendsBehind(ThroughSender):
         receipts = self.inner.send(envelopes, timeout_s)
         self.client.sent |= {Position(one.topic, one.partition, one.offset or 0) for one in receipts}
         return receipts
+
+    def append(self, envelope: Envelope, partition: int) -> PendingAppend:
+        return Behind(self, self.inner.append(envelope, partition))
+
+
+class Behind:
+    """An append whose result is given before the record is safe."""
+
+    def __init__(self, sender: SendsBehind, pending: PendingAppend) -> None:
+        self._sender = sender
+        self._pending = pending
+
+    def result(self, timeout_s: float) -> Receipt:
+        receipt = self._pending.result(timeout_s)
+        self._sender.client.sent.add(Position(receipt.topic, receipt.partition, receipt.offset or 0))
+        return receipt
 
 
 class LosesTheLost(ThroughReceiver):
@@ -225,7 +242,7 @@ class DoesNotFence(ThroughReceiver):
 class AcceptsFormerOwners(ThroughReceiver):
     """Ignores leases at the ack: a former owner acknowledges in the name of the new one."""
 
-    owners: dict[tuple[str, TopicPartition], AcceptsFormerOwners] = {}
+    owners: ClassVar[dict[tuple[str, TopicPartition], AcceptsFormerOwners]] = {}
 
     def receive(self, max_messages: int, timeout_s: float) -> Batch:
         batch = self.inner.receive(max_messages, timeout_s)
@@ -321,9 +338,7 @@ class FencesNobody(ThroughBackend):
 class LosesNotes(ThroughTransaction):
     """The note beside a position is not stored."""
 
-    def positions(
-        self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]
-    ) -> None:
+    def positions(self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]) -> None:
         bare = {where: Committed(committed.offset) for where, committed in positions.items()}
         self.inner.positions(group, membership, bare)
 
@@ -331,9 +346,7 @@ class LosesNotes(ThroughTransaction):
 class PositionsAtOnce(ThroughTransaction):
     """Positions are committed apart from the messages, before them."""
 
-    def positions(
-        self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]
-    ) -> None:
+    def positions(self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]) -> None:
         self.client.world.ids += 1
         owner = self.client.inner.broker_transactions(f"positions-{self.client.world.ids}", 60.0)
         transaction = owner.begin()
@@ -355,9 +368,7 @@ class RemembersMemberships(ThroughReceiver):
 class AcceptsOutdated(ThroughTransaction):
     """The snapshot is ignored: positions count for whoever owns the partition now."""
 
-    def positions(
-        self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]
-    ) -> None:
+    def positions(self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]) -> None:
         where = next(iter(positions))
         newest = self.client.world.newest.get(f"{group}/{where}", membership)
         self.inner.positions(group, newest, positions)

@@ -100,9 +100,7 @@ class ThroughTransaction:
     def send(self, envelope: Envelope, partition: int | None = None) -> None:
         self.inner.send(envelope, partition)
 
-    def positions(
-        self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]
-    ) -> None:
+    def positions(self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]) -> None:
         self.inner.positions(group, membership, positions)
 
     def commit(self) -> None:
@@ -138,9 +136,7 @@ class ThroughLog:
     def end(self, partition: int) -> int:
         return self.inner.end(partition)
 
-    def read(
-        self, partition: int, offset: int, max_records: int, timeout_s: float
-    ) -> tuple[tuple[Received, ...], int]:
+    def read(self, partition: int, offset: int, max_records: int, timeout_s: float) -> tuple[tuple[Received, ...], int]:
         return self.inner.read(partition, offset, max_records, timeout_s)
 
     def truncate(self, partition: int, before: int) -> None:

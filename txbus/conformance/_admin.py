@@ -22,9 +22,7 @@ def capabilities_belong_together(stage: Stage) -> None:
     for kind in TopicKind:
         declared = stage.first.capabilities(kind)
         if Capability.POSITIONS_IN_BROKER_TRANSACTION in declared:
-            require(
-                Capability.BROKER_TRANSACTION in declared, f"{kind}: positions without broker transactions"
-            )
+            require(Capability.BROKER_TRANSACTION in declared, f"{kind}: positions without broker transactions")
         both = [one.value for one in declared.conditional if one in declared]
         require(not both, f"{kind}: {both} are declared and conditional at once")
 

@@ -96,9 +96,7 @@ def halves_are_independent(stage: Stage) -> None:
     require(sorted(member.texts()) == ["b", "d"], f"committed b and d, received {member.texts()}")
 
 
-@case(
-    HALF, property="the survivors of a group are asked about an unfinished one, with its envelope", kind=KIND
-)
+@case(HALF, property="the survivors of a group are asked about an unfinished one, with its envelope", kind=KIND)
 def unfinished_is_asked_about(stage: Stage) -> None:
     _, _, checks = _asked(stage, "half")
     asked = checks[0].envelope
@@ -120,9 +118,7 @@ def answer_rolled_back(stage: Stage) -> None:
     stage.never(_reader(stage, topic))
 
 
-@case(
-    HALF, property="answered UNKNOWN it stays invisible and is asked about again, attempt higher", kind=KIND
-)
+@case(HALF, property="answered UNKNOWN it stays invisible and is asked about again, attempt higher", kind=KIND)
 def answer_unknown(stage: Stage) -> None:
     topic, halves, checks = _asked(stage, "half")
     halves.answer(checks[0], Outcome.UNKNOWN)

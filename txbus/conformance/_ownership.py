@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from txbus.conformance._stage import Member, Stage, require
 from txbus.conformance._suite import case
 from txbus.errors import Fenced
@@ -79,14 +81,15 @@ def former_owner_is_fenced(stage: Stage) -> None:
         silent.receiver.ack(silent.seen)
 
 
-@case(OWNER, property="a Fenced ack acknowledges nothing: the group's position stays where it was")
-def fenced_ack_does_nothing(stage: Stage) -> None:
+@case(OWNER, property="a former owner's ack has no effect: the group's position stays")
+def late_ack_does_nothing(stage: Stage) -> None:
     silent, heir = _taken_over(stage, *"ab")
     before = heir.receiver.committed(silent.seen[0].position.where)
-    with stage.refused(Fenced, what="ack of a former owner"):
+    # Whether it is Fenced is another case; here only the effect counts.
+    with suppress(Fenced):
         silent.receiver.ack(silent.seen)
     after = heir.receiver.committed(silent.seen[0].position.where)
-    require(before == after, f"a Fenced ack moved the position from {before} to {after}")
+    require(before == after, f"the ack moved the position from {before} to {after}")
 
 
 @case(OWNER, property="what the former owner acknowledged in time does not come to the new owner")
