@@ -36,7 +36,8 @@ class LogLevel(enum.StrEnum):
 
 
 LevelOption = Annotated[
-    LogLevel, typer.Option("--log-level", case_sensitive=False, help="The least grave that is logged on stderr.")
+    LogLevel | None,
+    typer.Option("--log-level", case_sensitive=False, help="The least grave that is logged on stderr; default: info."),
 ]
 IdleOption = Annotated[
     float | None,
@@ -61,7 +62,7 @@ def run(
         bool | None,
         typer.Option("--relay/--no-relay", help="Run a relay in this process too, or none; default: the setting."),
     ] = None,
-    log_level: LevelOption = LogLevel.info,
+    log_level: LevelOption = None,
 ) -> None:
     """Run the handlers of a bus, and its relay unless it runs elsewhere.
 
@@ -77,8 +78,8 @@ def run(
       txbus run shop.app:bus --until-idle 2      end when all is handled
       txbus run shop.app:make_bus                a function that returns it
     """
-    _configure_logging(log_level)
     bus = load_bus(app)
+    _configure_logging(log_level)
     where = _relay_of(bus, inside)
     if not bus.handlers and (where == "outside" or not bus.database_names):
         raise ConfigurationError(
@@ -103,7 +104,7 @@ def run(
         _leave(interrupted())
 
 
-def relay(app: AppArgument, until_idle: IdleOption = None, log_level: LevelOption = LogLevel.info) -> None:
+def relay(app: AppArgument, until_idle: IdleOption = None, log_level: LevelOption = None) -> None:
     """Run nothing but the relay: publish what is committed, ask about what is undecided.
 
     Any number of them may run for one service; they share its half log. It needs every database of
@@ -114,8 +115,8 @@ def relay(app: AppArgument, until_idle: IdleOption = None, log_level: LevelOptio
       txbus relay shop.app:bus
       txbus relay shop.app:bus --until-idle 2      end when every half is settled
     """
-    _configure_logging(log_level)
     bus = load_bus(app)
+    _configure_logging(log_level)
     if not bus.database_names:
         raise ConfigurationError(f"{app} has no database, so it has no half log to relay; give Bus(databases={{...}})")
     _introduce(app, bus)
@@ -151,9 +152,12 @@ def _describe(handler: HandlerDeclaration, service: str) -> str:
     return f"{handler.scope}: topic {handler.topic.name}, {kind}, group {handler.group(service)}"
 
 
-def _configure_logging(level: LogLevel) -> None:
-    """Log to stderr, before the application is imported: what it configures itself wins."""
-    logging.basicConfig(level=level.value.upper(), stream=sys.stderr, format=_FORMAT)
+def _configure_logging(level: LogLevel | None) -> None:
+    """Log to stderr, unless the application, imported before, made handlers of its own; a level that
+    was asked for holds for txbus in any case."""
+    logging.basicConfig(level=(level or LogLevel.info).value.upper(), stream=sys.stderr, format=_FORMAT)
+    if level is not None:
+        logging.getLogger("txbus").setLevel(level.value.upper())
 
 
 class _Interrupted:
