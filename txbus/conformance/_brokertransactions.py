@@ -194,18 +194,22 @@ def takeover_ends_the_open_one(stage: Stage) -> None:
     stage.only(topic)
 
 
-@case(TRANSACTION, property="a silent owner's open transaction ends after its timeout: readers go on")
+@case(TRANSACTION, property="a silent owner holds readers up until its timeout at most")
 def silence_ends_it(stage: Stage) -> None:
     topic = stage.topic()
     transaction = stage.transactions(_id(stage)).begin()
-    transaction.send(envelope(topic, "late"))
+    send_each(transaction, envelope(topic, "late-1"), envelope(topic, "late-2"))
     stage.send_texts(topic, "behind")
     stage.harness.advance(stage.harness.transaction_timeout_s * 1.5)
     member = stage.member(stage.group(), topic)
     stage.until_texts(member, "behind")
-    with stage.refused(Fenced, StepAborted, what="commit after the transaction's timeout"):
+    # A broker that keeps nothing open has nothing to end: there the commit may still succeed.
+    late = ["late-1", "late-2"]
+    try:
         transaction.commit()
-    stage.never(member, "behind")
+    except (Fenced, StepAborted):
+        late = []
+    stage.never(member, "behind", *late)
 
 
 # ending otherwise than by commit
