@@ -85,11 +85,13 @@ class Lanes:
 
     def lose(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Drop these partitions' waiting records. Running ones end by `finish`, to no avail."""
-        gone = [where for where in partitions if where in self.shares]
-        for where in gone:
-            share = self.shares.pop(where)
-            share.lost = True
-            self._drop_waiting(share)
+        gone: list[TopicPartition] = []
+        for where in partitions:
+            share = self.shares.pop(where, None)
+            if share is not None:
+                share.lost = True
+                self._drop_waiting(share)
+                gone.append(where)
         return gone
 
     def close(self) -> None:
