@@ -6,17 +6,17 @@ One polling thread owns every client; a second task (the `LedgerDesk`) talks to 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from txbus._halflog.index import OpenHalf
 from txbus._halflog.ledgerdesk import Answer, LedgerDesk, LedgerDeskBudget, OwnChecker, Question
 from txbus._halflog.partition import HalfPartition, PartitionBudget, Phase
-from txbus._halves import HalfId
+from txbus._halflog.records import Settled
 from txbus._message import TopicPartition
 from txbus._outcome import Outcome
 from txbus._ports import Ports, Task
 from txbus._telemetry import Alarm, Emit, FencedOff, PartitionsChanged, Reconnected
-from txbus.errors import BackendError, Fenced
+from txbus.errors import BackendError, BackendUnavailable, ConfigurationError, Fenced
 from txbus.spi import Backend, Batch, Log, Membership, Receiver, Subscription
 from txbus.stores.contract import Database
 
@@ -44,6 +44,7 @@ class RelayBudget:
     lease_s: float = 10.0
     records_max: int = 1_000
     steps_per_poll: int = 8
+    reconnect_s: tuple[float, float] = (0.2, 10.0)
     partition: PartitionBudget = field(default_factory=PartitionBudget)
     desk: LedgerDeskBudget = field(default_factory=LedgerDeskBudget)
 
@@ -78,9 +79,12 @@ class Relay:
         budget: RelayBudget,
         held_changed: Callable[[int, Mapping[tuple[str, str], int]], None],
     ) -> None:
-        """``databases`` must be all of the service's (rule 9). ``held_changed`` is told, for a half
+        """``databases`` must be all of the service's (rule 9): a half of another one is never settled
+        here. ``held_changed`` is told, for a half
         partition, which keys parked halves hold and how many halves wait behind each; when it is
         taken over, and when that changes."""
+        if not databases:
+            raise ConfigurationError(f"relay of service {service!r}: it needs every database of the service, not none")
         self._service = service
         self._topic = topic
         self._count = partitions
@@ -95,14 +99,18 @@ class Relay:
         self._held: dict[int, dict[tuple[str, str], int]] = {}
         self._condition = ports.runtime.condition()
         self._answers: list[Answer] = []
-        self._asked: set[tuple[TopicPartition, HalfId]] = set()
+        self._marked: list[tuple[TopicPartition, int]] = []
         self._owned: dict[TopicPartition, HalfPartition] = {}
         self._receiver: Receiver | None = None
         self._log: Log | None = None
-        self._desk: LedgerDesk | None = None
+        self._desk = LedgerDesk(
+            service, databases, checkers, ports, emit, budget.desk, self._take, self._take_confirmed
+        )
         self._stopping = False
         self._quiet_asked = 0
         self._quiet_seen = 0
+        self._failures = 0
+        self._busy = False
         self._last_error = ""
         self._alarmed_at_s = self._surveyed_at_s = float("-inf")
         self._health = RelayHealth(False, (), 0, 0, 0.0, 0, "")
@@ -112,33 +120,37 @@ class Relay:
 
     def start(self) -> None:
         """Join the group and work until `stop`."""
-        assert not self._running
+        assert not self._running and not self._stopping, "a relay is started once"
         self._running = True
-        self._desk = LedgerDesk(
-            self._service, self._databases, self._checkers, self._ports, self._emit, self._budget.desk, self._take
-        )
+        self._health = replace(self._health, running=True)
+        self._desk.start()
         self._thread = self._ports.runtime.spawn(self._run, f"txbus-relay-{self._service}")
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Finish the step in hand, leave the group. Idempotent."""
+        """Finish the step in hand, leave the group. Idempotent; bounded by ``timeout_s``."""
+        deadline_s = self._clock.monotonic_s() + timeout_s
         with self._condition:
             if not self._running:
                 return
             self._stopping = True
             receiver = self._receiver
+            self._condition.notify_all()
         if receiver is not None:
             receiver.wake()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        if self._desk is not None:
-            self._desk.stop()
-        self._running = False
+        if self._thread is not None and not self._thread.join(timeout_s):
+            self._emit(Alarm(self._service, "", "relay", f"it did not end within {timeout_s:g} s"))
+        self._desk.stop(max(0.5, deadline_s - self._clock.monotonic_s()))
+        with self._condition:
+            self._running = False
+            self._condition.notify_all()
 
     def health(self) -> RelayHealth:
+        """As of the last look, ``survey_interval_s`` ago at most while it works."""
         return self._health
 
     def wait_quiet(self, timeout_s: float) -> bool:
-        """Wait until every half stored before this call is settled and nothing is left to do.
+        """Wait until every half stored before this call is settled, its ledger row marked, and nothing
+        is left to do but what an operator must decide.
 
         Only meaningful for the one relay of a service; False when the time is over."""
         deadline_s = self._clock.monotonic_s() + timeout_s
@@ -146,39 +158,56 @@ class Relay:
             self._quiet_asked += 1
             mine = self._quiet_asked
             receiver = self._receiver
-        while True:
-            if receiver is not None:
-                receiver.wake()
-            with self._condition:
-                if self._quiet_seen >= mine:
-                    return True
+        if receiver is not None:
+            receiver.wake()
+        with self._condition:
+            while self._quiet_seen < mine:
                 left_s = deadline_s - self._clock.monotonic_s()
                 if left_s <= 0 or not self._running:
                     return False
-                self._condition.wait(min(left_s, 0.05))
-                receiver = self._receiver
+                self._condition.wait(left_s)
+        return True
 
     # the polling thread
 
     def _run(self) -> None:
-        failures = 0
-        while not self._stopping:
-            try:
-                if self._receiver is None:
-                    self._connect()
-                self._poll()
-                failures = 0
-            except BackendError as exc:
-                failures += 1
-                self._disconnect(exc)
-                self._pause_s(min(10.0, 0.1 * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * self._ports.entropy.uniform()))
-            except Exception as exc:
-                failures += 1
+        try:
+            while not self._stopping:
+                self._pause(self.turn())
+        except BaseException as exc:
+            self._emit(Alarm(self._service, "", "relay", f"it ended by {type(exc).__name__}: {exc}"))
+            raise
+        finally:
+            self._leave_all(orderly=True)
+            with self._condition:
+                self._running = self._running and self._stopping
+                self._health = RelayHealth(False, (), 0, 0, 0.0, 0, self._last_error)
+                self._condition.notify_all()
+
+    def turn(self) -> float:
+        """One poll and the work that it brings; the seconds to rest before the next one.
+
+        No error leaves it: a broker's is answered by building the clients anew, any other by an
+        alarm besides."""
+        try:
+            if self._receiver is None:
+                self._connect()
+            self._poll()
+            self._failures = 0
+            return 0.0
+        except Exception as exc:
+            self._failures += 1
+            if not isinstance(exc, BackendError):
                 self._emit(Alarm(self._service, "", "relay", f"unexpected {type(exc).__name__}: {exc}"))
-                self._disconnect(exc)
-                self._pause_s(1.0)
-        self._leave_all(orderly=True)
-        self._health = RelayHealth(False, (), 0, 0, 0.0, 0, self._last_error)
+            self._disconnect(exc)
+            first, cap = self._budget.reconnect_s
+            wait_s = min(cap, first * 2.0 ** min(self._failures - 1, 30))
+            return wait_s * (0.5 + 0.5 * self._ports.entropy.uniform())
+
+    def _pause(self, seconds: float) -> None:
+        with self._condition:
+            if seconds > 0 and not self._stopping:
+                self._condition.wait(seconds)
 
     def _connect(self) -> None:
         self._log = self._backend.log(self._topic)
@@ -189,6 +218,8 @@ class Relay:
         )
         with self._condition:
             self._receiver = receiver
+        if self._quiet_seen < self._quiet_asked:
+            receiver.wake()
 
     def _disconnect(self, error: Exception) -> None:
         self._last_error = f"{type(error).__name__}: {error}"
@@ -197,12 +228,13 @@ class Relay:
         else:
             self._emit(Reconnected(self._service, "", f"relay of {self._topic}", self._last_error))
         self._leave_all(orderly=False)
+        self._health = RelayHealth(self._running, (), 0, 0, 0.0, 0, self._last_error)
 
     def _leave_all(self, orderly: bool) -> None:
         for partition in self._owned.values():
             partition.leave(orderly)
         self._owned.clear()
-        self._asked.clear()
+        self._held.clear()
         with self._condition:
             receiver, self._receiver = self._receiver, None
         for part in (receiver, self._log):
@@ -212,11 +244,6 @@ class Relay:
                 except BackendError as exc:
                     self._last_error = f"{type(exc).__name__}: {exc}"
         self._log = None
-
-    def _pause_s(self, seconds: float) -> None:
-        with self._condition:
-            if not self._stopping:
-                self._condition.wait(seconds)
 
     def _poll(self) -> None:
         assert self._receiver is not None
@@ -236,18 +263,21 @@ class Relay:
         self._maybe_quiet(batch)
 
     def _wait_s(self) -> float:
-        if self._more or self._answers:
+        """How long the next poll may wait: until the next question or rebuilding is due."""
+        with self._condition:
+            answered = bool(self._answers or self._marked)
+        if self._more or answered or (self._busy and self._quiet_seen < self._quiet_asked):
             return 0.0
-        wait_s = self._budget.poll_s
-        if any(p.phase is Phase.DOWN for p in self._owned.values()):
-            wait_s = min(wait_s, 0.05)
-        now_s = self._clock.monotonic_s()
+        due_s = self._clock.monotonic_s() + self._budget.poll_s
         for partition in self._owned.values():
-            for half in partition.index.undecided():
-                if (partition.where, half.id) not in self._asked:
-                    wait_s = min(wait_s, max(0.0, self._due_s(half) - now_s))
-                    break
-        return wait_s
+            if partition.phase is Phase.DOWN:
+                due_s = min(due_s, partition.retry_at_s)
+            else:
+                due_s = min(
+                    due_s,
+                    partition.index.next_check_s(self._budget.check_after_s, self._budget.check_interval_s),
+                )
+        return max(0.0, due_s - self._clock.monotonic_s())
 
     def _assign(self, batch: Batch) -> set[TopicPartition]:
         """Follow the newest snapshot: drop what left it, take over what joined it (rule 12).
@@ -260,7 +290,6 @@ class Relay:
         for where in lost:
             self._owned.pop(where).leave(orderly=False)
             self._held.pop(where.partition, None)
-            self._asked = {a for a in self._asked if a[0] != where}
         gained = [where for where in sorted(wanted) if where not in self._owned]
         for where in gained:
             self._owned[where] = self._make(where)
@@ -273,9 +302,8 @@ class Relay:
             )
         for where, partition in self._owned.items():
             if partition.phase is Phase.DOWN:
-                partition.take_over(batch.membership)
-                self._asked = {a for a in self._asked if a[0] != where}
                 fresh.add(where)
+                partition.take_over(batch.membership)
         return fresh
 
     def _make(self, where: TopicPartition) -> HalfPartition:
@@ -299,36 +327,26 @@ class Relay:
                 return False
         return True
 
-    def _settled(self, settled: Sequence[tuple[OpenHalf, Outcome]]) -> None:
-        assert self._desk is not None
-        confirm: dict[str, list[HalfId]] = {}
-        for half, outcome in settled:
-            if outcome is Outcome.COMMITTED and half.entry.half.database in self._databases:
-                confirm.setdefault(half.entry.half.database, []).append(half.id)
-        for name, ids in confirm.items():
-            self._desk.confirm(name, ids)
+    def _settled(self, where: TopicPartition, step: int, settled: Sequence[Settled]) -> None:
+        self._desk.confirm((where, step), settled)
 
     # check-back (rules 25 to 27)
 
-    def _due_s(self, half: OpenHalf) -> float:
-        """When a half is to be asked about next: by our own clock since we read it, nobody else's."""
-        if half.checked_s is None:
-            return half.seen_s + self._budget.check_after_s
-        return half.checked_s + self._budget.check_interval_s
-
     def _ask_due(self) -> None:
-        assert self._desk is not None
         now_s = self._clock.monotonic_s()
         questions: list[Question] = []
         for partition in self._owned.values():
             if partition.phase is not Phase.ACTIVE:
                 continue
-            for half in partition.index.undecided():
-                due = partition.window_full or self._due_s(half) <= now_s
-                if due and (partition.where, half.id) not in self._asked:
-                    self._asked.add((partition.where, half.id))
-                    half.checked_s = now_s
+            due = partition.index.due(
+                now_s, self._budget.check_after_s, self._budget.check_interval_s, partition.window_full
+            )
+            for half in due:
+                try:
                     questions.append(self._question(partition, half, now_s))
+                except BackendUnavailable as exc:
+                    self._last_error = f"{type(exc).__name__}: {exc}"
+                    partition.index.ask_again(half)
         if questions:
             self._desk.ask(questions)
 
@@ -336,7 +354,7 @@ class Relay:
         about = half.entry.half
         envelope = None
         if not half.topics.isdisjoint(self._checkers):
-            envelope = next(e for e in partition.load(half) if e.topic in self._checkers)
+            envelope = next(e for e in partition.payloads(half) if e.topic in self._checkers)
         return Question(
             partition.where,
             half.id,
@@ -356,24 +374,33 @@ class Relay:
         if receiver is not None:
             receiver.wake()
 
+    def _take_confirmed(self, steps: Sequence[tuple[TopicPartition, int]]) -> None:
+        with self._condition:
+            self._marked.extend(steps)
+            receiver = self._receiver if self._quiet_seen < self._quiet_asked else None
+        if receiver is not None:
+            receiver.wake()
+
     def _apply_answers(self) -> None:
         with self._condition:
             answers, self._answers = self._answers, []
+            marked, self._marked = self._marked, []
+        for where, step in marked:
+            if where in self._owned:
+                self._owned[where].confirmed(step)
         for answer in answers:
-            where = answer.question.where
-            if (where, answer.question.id) not in self._asked:
-                continue
-            self._asked.discard((where, answer.question.id))
-            partition = self._owned.get(where)
+            partition = self._owned.get(answer.question.where)
             half = partition.index.halves.get(answer.question.id) if partition is not None else None
-            if partition is None or half is None:
+            if partition is None or half is None or half.outcome is not None or half.parked is not None:
                 continue
             if answer.counted:
                 half.checks += 1
-            if half.outcome is None and answer.outcome is not Outcome.UNKNOWN:
-                half.outcome = answer.outcome
-            elif half.outcome is None and answer.park is not None:
+            if answer.outcome is not Outcome.UNKNOWN:
+                partition.index.decide(half, answer.outcome, False)
+            elif answer.park is not None:
                 partition.park(half.id, answer.park)
+            else:
+                partition.index.ask_again(half)
 
     # watching
 
@@ -387,10 +414,11 @@ class Relay:
         for where, partition in self._owned.items():
             if partition.phase is not Phase.ACTIVE:
                 continue
+            undecided += partition.index.undecided_count
             for half in partition.index.undecided():
-                undecided += 1
                 oldest_s = max(oldest_s, now_s - half.seen_s)
-            parked += sum(1 for half in partition.index.in_order() if half.parked is not None)
+                break  # the longest known comes first
+            parked += sum(1 for _ in partition.index.parked())
             held = partition.index.held_keys()
             if self._held.get(where.partition) != held:
                 self._held[where.partition] = held
@@ -415,13 +443,19 @@ class Relay:
 
     def _maybe_quiet(self, batch: Batch) -> None:
         asked = self._quiet_asked
-        if self._quiet_seen >= asked or batch.received or len(self._owned) < self._count or self._log is None:
+        self._busy = bool(batch.received)
+        if self._quiet_seen >= asked or self._busy or len(self._owned) < self._count or self._log is None:
             return
         for where, partition in self._owned.items():
-            if partition.phase is not Phase.ACTIVE or partition.index.halves:
+            if partition.phase is not Phase.ACTIVE or not partition.index.idle:
                 return
-            if partition.read_next < self._log.end(where.partition):
+            # Offsets have gaps (markers, aborted records), so the end is not compared with them.
+            records, _ = self._log.read(where.partition, partition.read_next, 1, self._budget.poll_s)
+            if records:
                 return
+        if not self._desk.idle:
+            self._desk.hurry()
+            return
         with self._condition:
             self._quiet_seen = asked
             self._condition.notify_all()

@@ -1,9 +1,9 @@
 """The sending side of the half log: joins the entries of concurrent callers into shared records.
 
-One caller at a time leads: it takes everything queued, writes one record per half partition (and
-byte limit), waits for them, and wakes its followers. While it waits, the next batch gathers. The
-sender's words on outcomes (D) are not awaited: they ride with the next batch, or are flushed by a
-background task after a short linger.
+One caller at a time leads: it takes everything queued, appends one record per half partition (and
+byte limit), and leads until its own records are durable; meanwhile the next batch gathers. Every
+caller awaits its own records, for its own time. The sender's words on outcomes (D) are not awaited:
+they ride with the next batch, or are flushed by a background task after a short linger.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from txbus._halflog.records import (
-    DecisionEntry,
-    Entry,
-    HalfEntry,
-    encode,
-    entry_size,
-    half_partition,
-    split,
-)
+from txbus._halflog.records import DecisionEntry, EncodedEntry, encode_entry, homes, join, split
 from txbus._halves import Half
 from txbus._message import Envelope, Receipt
 from txbus._outcome import Outcome
 from txbus._ports import Ports
+from txbus._telemetry import Alarm, Emit
 from txbus.errors import (
     BackendError,
     BackendUnavailable,
@@ -43,36 +36,36 @@ __all__ = ["HalfLogSender", "HalfSenderBudget"]
 class HalfSenderBudget:
     """``record_bytes_max``: joined entries fill a record up to here. ``entry_bytes_max``: a larger
     half is refused; the rest up to the broker's limit is reserve for what H′ and S add (rule 7).
-    ``hint_linger_s``: how long a D waits for company."""
+    ``hint_linger_s``: how long a D waits for company. ``hints_max``: more D that wait are dropped."""
 
     record_bytes_max: int = 256 * 1024
     entry_bytes_max: int = 900 * 1024
     hint_linger_s: float = 0.005
     hints_max: int = 100_000
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """One caller's entries, and what became of them."""
-
-    entries: dict[int, HalfEntry]
-    deadline_s: float
-    taken: bool = False
-    done: bool = False
-    abandoned: bool = False
-    error: BackendError | None = None
-    pendings: list[PendingAppend] = field(default_factory=list)
-    receipts: list[Receipt] = field(default_factory=list)
+    hints_per_batch: int = 1_000
+    close_s: float = 5.0
 
 
 @dataclass(slots=True, eq=False)
 class _Record:
-    """Entries of several tickets that share one append."""
+    """Entries of several callers that share one append; ``pending`` or ``error`` once handed over."""
 
     partition: int
-    entries: list[Entry] = field(default_factory=list)
-    tickets: list[_Ticket] = field(default_factory=list)
+    entries: list[EncodedEntry] = field(default_factory=list)
     size: int = 0
+    pending: PendingAppend | None = None
+    error: BackendError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One caller's entries by half partition, and the records that they went into."""
+
+    entries: dict[int, EncodedEntry]
+    deadline_s: float
+    taken: bool = False
+    handed_over: bool = False
+    records: dict[int, _Record] = field(default_factory=dict)
 
 
 class HalfLogSender:
@@ -86,6 +79,8 @@ class HalfLogSender:
         ports: Ports,
         budget: HalfSenderBudget,
         held_keys: Callable[[], frozenset[tuple[str, str]]],
+        emit: Emit | None = None,
+        service: str = "",
     ) -> None:
         """``held_keys`` gives the keys behind whose parked halves too many wait already (rule 28).
         Whether a destination exists and takes the message was checked when the envelope was made."""
@@ -95,6 +90,8 @@ class HalfLogSender:
         self._clock = ports.clock
         self._budget = budget
         self._held_keys = held_keys
+        self._emit = emit
+        self._service = service
         self._condition = ports.runtime.condition()
         self._queue: list[_Ticket] = []
         self._hints: list[tuple[int, DecisionEntry]] = []
@@ -105,16 +102,22 @@ class HalfLogSender:
     # HalfChannel
 
     def check(self, half: Half) -> None:
-        """Refuse before any row is locked what could never be stored or published."""
+        """See `HalfChannel.check`: keys, held keys, and the bytes of each half partition's share."""
         held = self._held_keys()
         for envelope in half.envelopes:
-            if held and envelope.key is not None and (envelope.topic, envelope.key) in held:
+            if envelope.key is None:
+                continue
+            try:
+                envelope.key.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as exc:
+                raise MessageRefused(f"topic {envelope.topic!r}: key {envelope.key!r:.100} is no text: {exc}") from exc
+            if held and (envelope.topic, envelope.key) in held:
                 raise KeyHeld(
                     f"topic {envelope.topic!r}, key {envelope.key!r}: too many halves wait behind a parked one; "
                     "see `txbus unresolved list` and resolve it, then try again"
                 )
         for entry in split(half, self._partitions).values():
-            size = entry_size(entry)
+            size = encode_entry(entry).size
             if size > self._budget.entry_bytes_max:
                 raise MessageRefused(
                     f"local transaction {half.id}: its {len(entry.half.envelopes)} messages of one half partition "
@@ -123,174 +126,168 @@ class HalfLogSender:
                 )
 
     def store(self, half: Half, timeout_s: float) -> tuple[Receipt, ...]:
-        """See `HalfChannel.store`. The deadline covers the queueing (rule 5)."""
+        """See `HalfChannel.store`. The deadline covers the queueing (rule 5); an H of unknown fate is
+        not sent again (rule 4)."""
         deadline_s = self._clock.monotonic_s() + timeout_s
-        ticket = _Ticket(split(half, self._partitions), deadline_s)
-        lead = self._enqueue(ticket)
-        if lead:
-            self._lead(ticket)
-        if not ticket.done:
-            self._await_directly(ticket)
-        if ticket.error is None and len(ticket.receipts) < len(ticket.entries):
-            ticket.error = SendUnknown("no answer came in time")
-        if ticket.error is not None:
-            error = ticket.error
-            if isinstance(error, (MessageRefused, DestinationRefused)):
-                raise error
+        entries = {p: encode_entry(entry) for p, entry in split(half, self._partitions).items()}
+        ticket = _Ticket(entries, deadline_s)
+        try:
+            if self._wait_for_turn(ticket):
+                self._lead(ticket)
+            return tuple(self._await(ticket, partition) for partition in ticket.entries)
+        except (MessageRefused, DestinationRefused):
+            raise
+        except BackendError as exc:
             raise HalfFailed(
                 f"local transaction {half.id}: its half message was not durable in {self._topic!r} "
-                f"within half_timeout_s={timeout_s:g}: {error}"
-            ) from error
-        return tuple(ticket.receipts)
+                f"within half_timeout_s={timeout_s:g}: {exc}"
+            ) from exc
 
     def tell(self, half: Half, outcome: Outcome) -> None:
         """Queue a D for each half partition of this half; a lost one costs a check, no more."""
-        keys = {e.key for e in half.envelopes if e.key is not None}
-        homes = {half_partition(key, self._partitions) for key in keys}
-        if not homes:
-            homes = {half_partition(half.id.tx_id, self._partitions)}
         word = DecisionEntry(half.id, outcome)
         with self._condition:
-            if len(self._hints) < self._budget.hints_max:
-                self._hints.extend((home, word) for home in homes)
-                if not self._leading:
-                    self._condition.notify_all()
+            if self._closing or len(self._hints) >= self._budget.hints_max:
+                return
+            self._hints.extend((home, word) for home in homes(half, self._partitions))
+            if not self._leading:
+                self._condition.notify_all()
+
+    def flush(self) -> None:
+        """Hand the waiting D over to the broker's client now. Does not await them; never raises."""
+        with self._condition:
+            while self._leading:
+                if not self._condition.wait(self._budget.close_s):
+                    return
+            self._leading = True
+        try:
+            self._lead(None)
+        except BackendError:
+            pass  # hints: check-back asks for what they would have told
+        except Exception as exc:
+            if self._emit is not None:
+                self._emit(Alarm(self._service, "", "half log", f"hints lost: {type(exc).__name__}: {exc}"))
 
     def close(self) -> None:
-        """Send the waiting hints and stop. Idempotent."""
+        """Send the waiting hints and stop. Idempotent; bounded by ``close_s`` and the client."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
-        self._flusher.join(5.0)
+        self._flusher.join(self._budget.close_s)
         self._sender.close()
 
     # joining
 
-    def _enqueue(self, ticket: _Ticket) -> bool:
-        """Queue a ticket and wait until it is done, handed to the caller, or the caller's to lead."""
+    def _wait_for_turn(self, ticket: _Ticket) -> bool:
+        """Queue up; True if this caller is to lead, False once a leader has handed its entries over.
+
+        BackendUnavailable when the time is over first: then nothing of it was, or will be, sent
+        unless a leader is at it just now."""
         with self._condition:
             if self._closing:
                 raise NotOpen("the bus is closed: no half message can be stored any more")
             self._queue.append(ticket)
-            while not (ticket.done or ticket.abandoned):
-                if not self._leading and not ticket.taken:
-                    self._leading = True
-                    return True
-                left_s = ticket.deadline_s - self._clock.monotonic_s()
-                if left_s <= 0:
-                    if not ticket.taken:
-                        self._queue.remove(ticket)
-                        ticket.done = True
-                        ticket.error = BackendUnavailable("it was still queued behind other halves")
-                    break
-                self._condition.wait(left_s)
-            return False
+            try:
+                while not ticket.handed_over:
+                    left_s = ticket.deadline_s - self._clock.monotonic_s()
+                    if left_s <= 0:
+                        if ticket.taken:
+                            raise SendUnknown("it was being handed over when the time was over")
+                        raise BackendUnavailable("it was still queued behind other halves")
+                    if not self._leading and not ticket.taken:
+                        self._leading = True
+                        return True
+                    self._condition.wait(left_s)
+                return False
+            except BaseException:
+                if not ticket.taken:
+                    self._queue.remove(ticket)
+                raise
 
     def _lead(self, own: _Ticket | None) -> None:
-        """Append everything queued and wait for it, no longer than the own deadline."""
+        """Append everything queued; then lead on until the own records are durable, so that the next
+        batch gathers company meanwhile."""
         with self._condition:
             tickets, self._queue = self._queue, []
-            hints, self._hints = self._hints, []
+            hints = self._hints[: self._budget.hints_per_batch]
+            del self._hints[: len(hints)]
             for ticket in tickets:
                 ticket.taken = True
+        records = self._join(tickets, hints)
         try:
-            started = self._append(self._join(tickets, hints), tickets)
-            for record, pending in started:
-                self._await_record(record, pending, own)
+            for record in records:
+                self._append(record)
+            self._hand_over(tickets)
+            for record in own.records.values() if own is not None else ():
+                if record.pending is not None and own is not None:
+                    self._settle(record.pending, own.deadline_s)
         finally:
+            for record in records:
+                if record.pending is None and record.error is None:
+                    record.error = BackendUnavailable("the caller that was to send it was interrupted")
             with self._condition:
                 self._leading = False
-                for ticket in tickets:
-                    # What the leader could not wait for any longer, its callers wait for themselves.
-                    ticket.abandoned = ticket.abandoned or bool(ticket.pendings)
-                    ticket.done = not ticket.pendings
-                self._condition.notify_all()
+            self._hand_over(tickets)
+
+    def _hand_over(self, tickets: list[_Ticket]) -> None:
+        with self._condition:
+            for ticket in tickets:
+                ticket.handed_over = True
+            self._condition.notify_all()
+
+    def _settle(self, pending: PendingAppend, deadline_s: float) -> None:
+        try:
+            pending.result(max(0.0, deadline_s - self._clock.monotonic_s()))
+        except BackendError:
+            pass  # each caller sees for itself what became of its own
 
     def _join(self, tickets: list[_Ticket], hints: list[tuple[int, DecisionEntry]]) -> list[_Record]:
         records: list[_Record] = []
         filling: dict[int, _Record] = {}
 
-        def add(partition: int, entry: Entry, ticket: _Ticket | None) -> None:
-            size = entry_size(entry)
+        def add(partition: int, entry: EncodedEntry) -> _Record:
             record = filling.get(partition)
-            if record is None or record.size + size > self._budget.record_bytes_max:
+            if record is None or record.size + entry.size > self._budget.record_bytes_max:
                 record = filling[partition] = _Record(partition)
                 records.append(record)
             record.entries.append(entry)
-            record.size += size
-            if ticket is not None:
-                record.tickets.append(ticket)
+            record.size += entry.size
+            return record
 
-        for partition, word in hints:
-            add(partition, word, None)
         for ticket in tickets:
             for partition, entry in ticket.entries.items():
-                add(partition, entry, ticket)
+                ticket.records[partition] = add(partition, entry)
+        for partition, word in hints:
+            add(partition, encode_entry(word))
         return records
 
-    def _append(self, records: list[_Record], tickets: list[_Ticket]) -> list[tuple[_Record, PendingAppend]]:
-        started: list[tuple[_Record, PendingAppend]] = []
-        for record in records:
-            try:
-                pending = self._sender.append(Envelope(self._topic, encode(record.entries)), record.partition)
-            except BackendError as exc:
-                if not self._isolate(record, exc, started):
-                    self._fail(record, exc)
-                continue
-            started.append((record, pending))
-            for ticket in record.tickets:
-                ticket.pendings.append(pending)
-        return started
-
-    def _await_record(self, record: _Record, pending: PendingAppend, own: _Ticket | None) -> None:
-        now_s = self._clock.monotonic_s()
-        deadline_s = own.deadline_s if own is not None else now_s + 1.0
-        if deadline_s <= now_s and own is not None:
-            return
+    def _append(self, record: _Record) -> None:
         try:
-            receipt = pending.result(max(0.0, deadline_s - now_s))
+            record.pending = self._sender.append(Envelope(self._topic, join(record.entries)), record.partition)
         except BackendError as exc:
-            if self._clock.monotonic_s() >= deadline_s and not exc.outcome_known:
-                return
-            alone: list[tuple[_Record, PendingAppend]] = []
-            self._forget(record, pending)
-            if not self._isolate(record, exc, alone):
-                self._fail(record, exc)
-            for single, second in alone:
-                self._await_record(single, second, own)
-            return
-        self._forget(record, pending)
-        for ticket in record.tickets:
-            ticket.receipts.append(receipt)
+            record.error = exc
 
-    def _isolate(
-        self, record: _Record, error: BackendError, started: list[tuple[_Record, PendingAppend]]
-    ) -> bool:
-        """A joined record was refused for good, so nothing of it is stored: send its entries one by
-        one, so that a bad one does not fail its neighbours (rule 7)."""
-        if not isinstance(error, MessageRefused) or len(record.entries) < 2:
-            return False
-        for ticket, entry in [(t, t.entries[record.partition]) for t in record.tickets]:
-            single = _Record(record.partition, [entry], [ticket], entry_size(entry))
-            started.extend(self._append([single], [ticket]))
-        return True
+    def _await(self, ticket: _Ticket, partition: int) -> Receipt:
+        """The receipt of the own entry in one half partition.
 
-    def _fail(self, record: _Record, error: BackendError) -> None:
-        for ticket in record.tickets:
-            ticket.error = ticket.error or error
+        A joined record that was refused for good is not stored, by the contract of the SPI; so the
+        own entry is sent alone then, and a bad one does not fail its neighbours (rule 7)."""
+        record = ticket.records[partition]
+        try:
+            return self._result(record, ticket.deadline_s)
+        except MessageRefused:
+            if len(record.entries) == 1:
+                raise
+        alone = _Record(partition, [ticket.entries[partition]])
+        self._append(alone)
+        return self._result(alone, ticket.deadline_s)
 
-    def _forget(self, record: _Record, pending: PendingAppend) -> None:
-        for ticket in record.tickets:
-            ticket.pendings.remove(pending)
-
-    def _await_directly(self, ticket: _Ticket) -> None:
-        """The leader left before this ticket's records were durable: wait for the rest of our time."""
-        for pending in list(ticket.pendings):
-            left_s = ticket.deadline_s - self._clock.monotonic_s()
-            try:
-                ticket.receipts.append(pending.result(max(0.0, left_s)))
-            except BackendError as exc:
-                ticket.error = ticket.error or exc
+    def _result(self, record: _Record, deadline_s: float) -> Receipt:
+        if record.error is not None:
+            # One error object is not raised in several threads at once.
+            raise type(record.error)(*record.error.args) from record.error
+        assert record.pending is not None
+        return record.pending.result(max(0.0, deadline_s - self._clock.monotonic_s()))
 
     def _flush_hints(self) -> None:
         while True:
@@ -302,10 +299,4 @@ class HalfLogSender:
                 closing = self._closing
             if not closing:
                 self._clock.sleep_s(self._budget.hint_linger_s)
-            with self._condition:
-                while self._leading:
-                    self._condition.wait()
-                if not self._hints:
-                    continue
-                self._leading = True
-            self._lead(None)
+            self.flush()
