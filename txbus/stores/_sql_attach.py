@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, Engine, TwoPhaseTransaction, event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from txbus.errors import ConfigurationError, TransactionError
+from txbus.stores._sql_errors import shown
 from txbus.stores._sql_gate import Gate
 from txbus.stores._sql_local import LocalStatements, SqlTransaction
 from txbus.stores._sql_savepoints import SavepointStack
@@ -29,15 +30,22 @@ class AdoptedTransaction(SqlTransaction):
     """A local transaction that the caller ends. Inert after its end."""
 
     def __init__(
-        self, gate: Gate, statements: LocalStatements, owner: Session | Connection, hooks: AttachHooks
+        self,
+        gate: Gate,
+        statements: LocalStatements,
+        owner: Session | Connection,
+        hooks: AttachHooks,
+        reach: Callable[[Session], Connection],
     ) -> None:
         super().__init__(gate, statements)
-        self._owner = owner
+        # Weak, because the owner leads here: what the caller drops must go, and be rolled back.
+        self._owner = ref(owner)
+        self._kind = type(owner).__name__
+        self._connection: ref[Connection] | None = None
         self._hooks = hooks
-        self._connection: Connection | None = None
+        self._reach = reach
         self._ended = False
         self._committing = False
-        self._reach: Callable[[], Connection] | None = None
         self.savepoints = SavepointStack(self, hooks)
         self.commit_result: CommitResult | None = None
         """How the COMMIT ended; None before it, and after a rollback without one."""
@@ -49,24 +57,29 @@ class AdoptedTransaction(SqlTransaction):
     @property
     def connection(self) -> Connection:
         """The caller's Connection; of a Session that has none yet it is made."""
-        if self._connection is None:
-            assert self._reach is not None
-            self._connection = self._reach()
-        return self._connection
+        connection = None if self._connection is None else self._connection()
+        if connection is None:
+            owner = self._owner()
+            if not isinstance(owner, Session):
+                raise TransactionError(f"database {self._gate.name!r}: the attached {self._kind} is gone")
+            connection = self._reach(owner)
+        return connection
 
     @property
     def session(self) -> Session:
         """The caller's Session; ConfigurationError when a Connection was given."""
-        if not isinstance(self._owner, Session):
+        owner = self._owner()
+        if not isinstance(owner, Session):
             raise ConfigurationError(
-                f"database {self._gate.name!r}: a Connection was attached, no Session: attach the Session"
+                f"database {self._gate.name!r}: the attached {self._kind} is no Session: attach the Session"
             )
-        return self._owner
+        return owner
 
     def flush(self) -> None:
         """See `LocalTransaction.flush`. In the COMMIT itself the flush has happened."""
-        if isinstance(self._owner, Session) and not self._committing:
-            self._owner.flush()
+        owner = self._owner()
+        if isinstance(owner, Session) and not self._committing:
+            owner.flush()
 
     def commit(self) -> CommitResult:
         """Never called: the caller commits."""
@@ -79,7 +92,7 @@ class AdoptedTransaction(SqlTransaction):
     # what the connection's events call
 
     def follow(self, connection: Connection) -> None:
-        self._connection = connection
+        self._connection = ref(connection)
         self.savepoints.start(connection)
 
     def on_commit(self, connection: Connection) -> None:
@@ -214,12 +227,11 @@ class Adoptions:
             owner = owner()
         if not isinstance(owner, (Session, Connection)) or not self.recognises(owner):
             raise ConfigurationError(
-                f"{owner!r} is no Session or Connection of database {self._gate.name!r} "
-                f"({self._gate.engine.url!r})"
+                f"{owner!r} is no Session or Connection of database {self._gate.name!r} ({shown(self._gate.engine)!r})"
             )
-        if self.open_on(owner) is not None:
+        if self._adopted(owner) is not None:
             raise ConfigurationError(f"{owner!r} is attached already, until its transaction ends")
-        transaction = AdoptedTransaction(self._gate, self._statements, owner, hooks)
+        transaction = AdoptedTransaction(self._gate, self._statements, owner, hooks, self._reach)
         if isinstance(owner, Connection):
             self._follow(transaction, owner)
             return transaction
@@ -235,7 +247,7 @@ class Adoptions:
         factory = maker.session_factory if isinstance(maker, scoped_session) else maker
         if not isinstance(factory, sessionmaker) or not self.recognises(factory):
             raise ConfigurationError(
-                f"{maker!r} is no sessionmaker of database {self._gate.name!r} ({self._gate.engine.url!r})"
+                f"{maker!r} is no sessionmaker of database {self._gate.name!r} ({shown(self._gate.engine)!r})"
             )
 
         def after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -243,7 +255,8 @@ class Adoptions:
                 return
             if self._session_transaction(session) is not None:
                 return  # adopted by hand
-            adopted = AdoptedTransaction(self._gate, self._statements, session, hooks_for(session))
+            hooks = hooks_for(session)
+            adopted = AdoptedTransaction(self._gate, self._statements, session, hooks, self._reach)
             self._watch_session(session, adopted)
             self._follow(adopted, connection)
 
@@ -260,10 +273,9 @@ class Adoptions:
 
     def open_on(self, owner: Session | Connection) -> AdoptedTransaction | None:
         """See `SqlDatabase.adopted`. A Session of an attached maker is made to begin."""
+        found = self._adopted(owner)
         if isinstance(owner, Connection):
-            watch = self._connections.get(owner)
-            return None if watch is None else watch.transaction
-        found = self._session_transaction(owner)
+            return found
         if found is None and any(isinstance(owner, maker.class_) for maker, _ in self._makers):
             self._reach(owner)
             found = self._session_transaction(owner)
@@ -287,6 +299,12 @@ class Adoptions:
             event.remove(maker, "after_begin", listener)
         self._makers.clear()
 
+    def _adopted(self, owner: Session | Connection) -> AdoptedTransaction | None:
+        if isinstance(owner, Session):
+            return self._session_transaction(owner)
+        watch = self._connections.get(owner)
+        return None if watch is None else watch.transaction
+
     def _session_transaction(self, session: Session) -> AdoptedTransaction | None:
         watch = self._sessions.get(session)
         return None if watch is None else watch.transaction
@@ -298,18 +316,23 @@ class Adoptions:
         if watch is None:
             watch = self._sessions[session] = _SessionWatch(session, self._reach)
         watch.transaction = transaction
-        transaction._reach = lambda: self._reach(session)
 
     def _reach(self, session: Session) -> Connection:
         """The Session's Connection to this database, in its transaction and followed."""
         bind = self._bind(session)
         assert bind is not None
+        if isinstance(bind, Connection):
+            # The Session may join it by a savepoint, which has to be seen.
+            self._follow_once(session, bind)
         connection = session.connection(bind_arguments={"bind": bind})
+        self._follow_once(session, connection)
+        return connection
+
+    def _follow_once(self, session: Session, connection: Connection) -> None:
         transaction = self._session_transaction(session)
         watch = self._connections.get(connection)
         if transaction is not None and (watch is None or watch.transaction is not transaction):
             self._follow(transaction, connection)
-        return connection
 
     def _follow(self, transaction: AdoptedTransaction, connection: Connection) -> None:
         if isinstance(connection.get_transaction(), TwoPhaseTransaction):
@@ -338,7 +361,9 @@ def _binds(session: Session) -> Iterator[Engine | Connection]:
         yield session.get_bind()
     except sa_exc.UnboundExecutionError:
         pass  # bound by mapper or table only
-    yield from getattr(session, "_Session__binds", {}).values()
+    # Public since SQLAlchemy 2.1.
+    binds = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
+    yield from binds.values()
 
 
 def _refuse_autocommit(gate: Gate, connection: Connection) -> None:

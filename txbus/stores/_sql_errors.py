@@ -6,11 +6,11 @@ import enum
 from typing import Any, NoReturn
 
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Dialect, Engine
 
 from txbus.errors import SchemaMismatch, StoreBusy, StoreError, StoreFull, StoreUnavailable, TxbusError
 
-__all__ = ["Fault", "commit_refused", "fault_of", "raise_translated"]
+__all__ = ["Fault", "commit_refused", "fault_of", "raise_translated", "shown"]
 
 
 class Fault(enum.Enum):
@@ -101,6 +101,11 @@ def raise_translated(error: BaseException, dialect: Dialect, doing: str, databas
             raise StoreError(reason) from error
         case Fault.FOREIGN:
             raise error
+
+
+def shown(engine: Engine) -> str:
+    """An engine's URL without its password, and without options, which may hold another one."""
+    return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
 def commit_refused(error: BaseException, dialect: Dialect) -> bool:

@@ -19,7 +19,7 @@ from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.elements import ClauseElement
 
 from txbus.errors import ConfigurationError
-from txbus.stores._sql_errors import Fault, commit_refused, fault_of
+from txbus.stores._sql_errors import Fault, commit_refused, fault_of, shown
 from txbus.stores.contract import CommitResult
 
 __all__ = ["Flavour", "Statement", "flavour_of", "value"]
@@ -223,7 +223,7 @@ class Sqlite(Flavour):
         else:
             return None
         return (
-            f"SQLite engine {engine.url!r} cannot be used: {why}, and the ledger must be asked on a second "
+            f"SQLite engine {shown(engine)!r} cannot be used: {why}, and the ledger must be asked on a second "
             "connection; use a file (sqlite:///shop.db), or create_engine('sqlite:///file:shop?mode=memory"
             "&cache=shared&uri=true', poolclass=QueuePool)"
         )
@@ -262,8 +262,7 @@ class PostgreSQL(Flavour):
     @contextmanager
     def waiting(self, connection: Connection, wait_s: float) -> Iterator[None]:
         before = connection.exec_driver_sql(
-            "SELECT current_setting('lock_timeout'), "
-            f"set_config('lock_timeout', '{_milliseconds(wait_s)}ms', true)"
+            f"SELECT current_setting('lock_timeout'), set_config('lock_timeout', '{_milliseconds(wait_s)}ms', true)"
         ).scalar_one()
         yield
         # Not in a ``finally``: after an error the transaction is aborted, and its end restores it.
@@ -276,9 +275,7 @@ class PostgreSQL(Flavour):
         if version >= (17,):
             names.append("transaction_timeout")
         limit = f"{_milliseconds(timeout_s)}ms"
-        connection.exec_driver_sql(
-            "SELECT " + ", ".join(f"set_config('{n}', '{limit}', true)" for n in names)
-        )
+        connection.exec_driver_sql("SELECT " + ", ".join(f"set_config('{n}', '{limit}', true)" for n in names))
         return None
 
     def schema_lock(self, connection: Connection) -> None:
@@ -348,12 +345,11 @@ def flavour_of(engine: Engine) -> Flavour:
     name = engine.dialect.name
     if name not in _FLAVOURS:
         raise ConfigurationError(
-            f"engine {engine.url!r}: the SQL store does not know {name!r}; it knows "
-            + ", ".join(sorted(_FLAVOURS))
+            f"engine {shown(engine)!r}: the SQL store does not know {name!r}; it knows " + ", ".join(sorted(_FLAVOURS))
         )
     if engine.dialect.is_async:
         raise ConfigurationError(
-            f"engine {engine.url!r} uses the asyncio driver {engine.dialect.driver!r}; give txbus an engine "
+            f"engine {shown(engine)!r} uses the asyncio driver {engine.dialect.driver!r}; give txbus an engine "
             "with a blocking driver for the same database"
         )
     return _FLAVOURS[name](engine.dialect)

@@ -73,9 +73,7 @@ class Inbox:
         self._statements = statements
         flavour = gate.flavour
         a, r = ATTEMPTS.c, RUNS.c
-        self._handled = flavour.compile(
-            select(INBOX.c.handled_s).where(*_same(INBOX, "scope", "source", "message_id"))
-        )
+        self._handled = flavour.compile(select(INBOX.c.handled_s).where(*_same(INBOX, "scope", "source", "message_id")))
         this_message = _same(ATTEMPTS, "scope", "source", "message_id")
         self._attempt = flavour.compile(select(a.attempts, a.due_s, a.error_text).where(*this_message))
         self._count = flavour.compile(

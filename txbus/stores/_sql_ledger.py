@@ -78,8 +78,7 @@ class Ledger:
             for row in rows:
                 if row.outcome is Outcome.COMMITTED:
                     raise AlreadyCommitted(
-                        f"tx_id {tx_id!r} committed in its attempt {row.id.attempt}: "
-                        "its effect and its messages stand"
+                        f"tx_id {tx_id!r} committed in its attempt {row.id.attempt}: its effect and its messages stand"
                     )
             unsettled = rows[-1].id.attempt + 1 if rows else 1
             # Each turn that does not return has seen a row appear, so this ends when others rest.

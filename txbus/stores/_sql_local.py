@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from txbus._outcome import Outcome
 from txbus.errors import ConfigurationError, Superseded, TransactionError
-from txbus.stores._sql_errors import raise_translated
+from txbus.stores._sql_errors import raise_translated, shown
 from txbus.stores._sql_flavour import Flavour, Statement
 from txbus.stores._sql_gate import Gate
 from txbus.stores._sql_inbox import InboxStatements, letter_values, message_key
@@ -70,9 +70,7 @@ class SqlTransaction:
         values = message_key(scope, source, message_id)
         values["handled_s"] = self._gate.clock.wall_s()
         try:
-            inserted = self._gate.flavour.insert_waiting(
-                connection, self._statements.inbox.take, values, lock_wait_s
-            )
+            inserted = self._gate.flavour.insert_waiting(connection, self._statements.inbox.take, values, lock_wait_s)
         except Exception as exc:
             raise_translated(exc, connection.dialect, f"taking message {message_id!r}", self._gate.name)
         return inserted == 1
@@ -101,9 +99,7 @@ class SqlTransaction:
 class OwnTransaction(SqlTransaction):
     """A local transaction that txbus begins and ends."""
 
-    def __init__(
-        self, gate: Gate, statements: LocalStatements, timeout_s: float, hooks: SavepointHooks | None
-    ) -> None:
+    def __init__(self, gate: Gate, statements: LocalStatements, timeout_s: float, hooks: SavepointHooks | None) -> None:
         super().__init__(gate, statements)
         self._savepoints = None if hooks is None else SavepointStack(self, hooks)
         self._traced = False
@@ -118,7 +114,7 @@ class OwnTransaction(SqlTransaction):
             self._transaction = self._connection.begin()
             if gate.flavour.autocommits(self._connection):
                 raise ConfigurationError(
-                    f"database {gate.name!r}: engine {engine.url!r} is in AUTOCOMMIT, where nothing commits "
+                    f"database {gate.name!r}: engine {shown(engine)!r} is in AUTOCOMMIT, where nothing commits "
                     "together: give txbus an engine with a transactional isolation level, or "
                     "engine.execution_options(isolation_level=...)"
                 )
@@ -139,12 +135,10 @@ class OwnTransaction(SqlTransaction):
     def session(self) -> Session:
         """A Session on the connection; its commit() flushes and leaves the COMMIT to txbus."""
         if self._session is None:
-            # rollback_only: commit() leaves the connection's transaction open. rollback() and
-            # close() do roll it back, with the messages, and the block then ends in an error:
-            # rolling back to a savepoint instead would send the messages without their effects.
-            self._session = Session(
-                self._connection, join_transaction_mode="rollback_only", expire_on_commit=False
-            )
+            # rollback_only: commit() and close() leave the connection's transaction open, and
+            # rollback() does roll it back; the block then ends in an error. Rolling back to a
+            # savepoint instead would send the messages without their effects.
+            self._session = Session(self._connection, join_transaction_mode="rollback_only", expire_on_commit=False)
         return self._session
 
     def flush(self) -> None:
@@ -181,9 +175,9 @@ class OwnTransaction(SqlTransaction):
     def _open(self, doing: str) -> Connection:
         if not self._transaction.is_active:
             raise TransactionError(
-                f"database {self._gate.name!r}: {doing}: the transaction has ended already; commit(), "
-                "rollback() or close() was called on tx.connection or tx.session inside of the block, which "
-                "only leaving the block may end"
+                f"database {self._gate.name!r}: {doing}: the transaction has ended already; "
+                "tx.connection.commit(), or rollback() of tx.connection or tx.session, was called inside of the "
+                "block: leave the block to commit, and raise to roll back"
             )
         return self._connection
 

@@ -26,9 +26,7 @@ def create_schema(gate: Gate) -> None:
         flavour.schema_lock(connection)
         try:
             METADATA.create_all(connection)
-            insert_meta.run(
-                connection, {"id": 1, "version": SCHEMA_VERSION, "identity": gate.entropy.unique_id()}
-            )
+            insert_meta.run(connection, {"id": 1, "version": SCHEMA_VERSION, "identity": gate.entropy.unique_id()})
         finally:
             flavour.schema_unlock(connection)
 
@@ -42,8 +40,7 @@ def schema_sql(gate: Gate) -> str:
         for index in sorted(table.indexes, key=str):
             parts.append(str(CreateIndex(index).compile(dialect=dialect)).strip())
     parts.append(
-        f"INSERT INTO {META.name} (id, version, identity)\n"
-        f"VALUES (1, {SCHEMA_VERSION}, {gate.flavour.identity_sql})"
+        f"INSERT INTO {META.name} (id, version, identity)\nVALUES (1, {SCHEMA_VERSION}, {gate.flavour.identity_sql})"
     )
     return "".join(f"{part};\n" for part in parts)
 

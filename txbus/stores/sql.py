@@ -18,6 +18,7 @@ from txbus._ports import Ports
 from txbus._telemetry import Emit
 from txbus.stores import _sql_schema
 from txbus.stores._sql_attach import Adoptions
+from txbus.stores._sql_errors import shown
 from txbus.stores._sql_flavour import flavour_of
 from txbus.stores._sql_gate import Gate
 from txbus.stores._sql_held import Held
@@ -62,7 +63,7 @@ class SqlDatabase:
         return self._gate.engine
 
     def __repr__(self) -> str:
-        return f"SqlDatabase({self.name!r}, {self.engine.url!r})"
+        return f"SqlDatabase({self.name!r}, {shown(self.engine)!r})"
 
     # the schema
 
