@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -93,7 +94,7 @@ def run(
     for handler in bus.handlers:
         note(f"  handler   {_describe(handler, bus.service)}")
     note(f"  workers   {workers or bus.settings.workers} threads for each handler")
-    with _interruptions() as interrupted:
+    with _signals():
         bus.open(relay=where)
         try:
             note("running; Ctrl-C or SIGTERM finishes the deliveries in hand")
@@ -101,7 +102,6 @@ def run(
         finally:
             bus.close()
         note(f"stopped: {handled} {'delivery' if handled == 1 else 'deliveries'} handled")
-        _leave(interrupted())
 
 
 def relay(app: AppArgument, until_idle: IdleOption = None, log_level: LevelOption = None) -> None:
@@ -121,7 +121,7 @@ def relay(app: AppArgument, until_idle: IdleOption = None, log_level: LevelOptio
         raise ConfigurationError(f"{app} has no database, so it has no half log to relay; give Bus(databases={{...}})")
     _introduce(app, bus)
     note(f"  relay     group {relay_group(bus.service)}, half partitions {bus.settings.half_partitions}")
-    with _interruptions() as interrupted:
+    with _signals():
         bus.open(relay="inside")
         try:
             note("running; Ctrl-C or SIGTERM finishes the step in hand")
@@ -129,7 +129,6 @@ def relay(app: AppArgument, until_idle: IdleOption = None, log_level: LevelOptio
         finally:
             bus.close()
         note("stopped")
-        _leave(interrupted())
 
 
 def _relay_of(bus: Bus, inside: bool | None) -> Literal["inside", "outside"]:
@@ -160,39 +159,56 @@ def _configure_logging(level: LogLevel | None) -> None:
         logging.getLogger("txbus").setLevel(level.value.upper())
 
 
-class _Interrupted:
-    """Tells whether SIGINT came, however it was handled."""
+class _AskedToStop(BaseException):
+    """A signal came while the bus was being opened or closed, when nobody else handles it."""
+
+
+class _Signals:
+    """Which of SIGINT and SIGTERM came. The bus handles them while it runs and does not say which one
+    it was, so their numbers are taken from the interpreter's wake-up descriptor."""
 
     def __init__(self, reader: int) -> None:
         self._reader = reader
+        self._seen: list[int] = []
 
-    def __call__(self) -> bool:
+    def seen(self) -> list[int]:
         try:
-            return signal.SIGINT in os.read(self._reader, 4096)
+            self._seen += os.read(self._reader, 4096)
         except BlockingIOError:
-            return False
+            pass  # nothing new
+        return self._seen
+
+    @property
+    def interrupted(self) -> bool:
+        return signal.SIGINT in self.seen()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if len(self.seen()) > 1:
+            # The bus took the first one and is finishing what is in hand; this one means at once.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        raise _AskedToStop
 
 
 @contextmanager
-def _interruptions() -> Iterator[_Interrupted]:
-    """Note which signals come. The bus handles them and does not say which one it was, so their
-    numbers are taken from the interpreter's wake-up descriptor."""
+def _signals() -> Iterator[_Signals]:
+    """Stop in order from the first moment to the last, then leave with the exit code of the signal."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
+    signals = _Signals(reader)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    except ValueError:
-        before = None  # not the main thread: no signal is handled here
-    try:
-        yield _Interrupted(reader)
+        yield signals
+    except _AskedToStop:
+        note("stopped while it was opened or closed")
     finally:
-        if before is not None:
-            signal.set_wakeup_fd(before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        interrupted = signals.interrupted
         os.close(reader)
         os.close(writer)
-
-
-def _leave(interrupted: bool) -> None:
     if interrupted:
         raise typer.Exit(INTERRUPTED)

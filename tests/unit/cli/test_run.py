@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,13 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> list[str]:
         if text in line:
             return seen
     raise AssertionError(f"{text!r} is not in {''.join(seen)}")
+
+
+def wait_for_file(path: Path) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def wait_for_effects(app: App, wanted: list[int]) -> None:
@@ -126,10 +134,7 @@ def test_a_delivery_in_hand_is_finished(shop: App, script: Invoke) -> None:
     shop.write(source.replace("-> None:\n    connection", f"-> None:\n{slow}    connection"))
     place(shop, 7)
     with running(shop, "run", shop.name) as process:
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not (shop.folder / "begun").exists():
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_for_file(shop.folder / "begun")
         process.terminate()
         _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
@@ -168,7 +173,26 @@ def test_a_relay_is_ended_in_order(shop: App, number: signal.Signals, code: int)
         process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, "Traceback" in err) == (code, False), err
-    assert err.strip().endswith("stopped")
+    assert err.strip().splitlines()[-1].startswith("stopped")
+
+
+def test_a_second_signal_ends_it_at_once(shop: App) -> None:
+    """Who does not want to wait for a delivery in hand asks twice; its effect is rolled back."""
+    source = (shop.folder / f"{shop.module}.py").read_text()
+    slow = "    import time, pathlib\n    pathlib.Path('begun').touch()\n    time.sleep(3600)\n"
+    shop.write(source.replace("-> None:\n    connection", f"-> None:\n{slow}    connection"))
+    place(shop, 7)
+    with running(shop, "run", shop.name) as process:
+        wait_for_file(shop.folder / "begun")
+        process.terminate()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while process.poll() is None and time.monotonic() < deadline_s:
+            # Signals of one kind that come together count as one, so it is asked until it ends.
+            process.terminate()
+            time.sleep(0.05)
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == -signal.SIGTERM
+    assert effects(shop) == []
 
 
 def test_tables_that_are_missing_are_said_before_anything_runs(app: App, script: Invoke) -> None:
