@@ -92,9 +92,11 @@ def check_handlers(handlers: Sequence[HandlerDeclaration], databases: Mapping[st
 def check_schema(databases: Mapping[str, Database], create: bool) -> None:
     """The stores' tables are there and right; made first where that was asked for."""
     for name, database in databases.items():
-        if create:
-            database.create_schema()
         wrong = database.verify()
+        if wrong and create:
+            # Only when something is missing: creating takes the write lock, looking does not.
+            database.create_schema()
+            wrong = database.verify()
         if wrong:
             raise SchemaMismatch(f"database {name!r}: " + "; ".join(wrong))
     identities: dict[str, str] = {}
