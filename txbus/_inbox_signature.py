@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -255,6 +256,10 @@ def _supply(name: str, hint: object, first: bool, topic: Topic[Any]) -> _Supply 
     if hint is None:
         by_name = {supply.value: supply for supply in _Supply}.get(name)
         return by_name or (_Supply.PAYLOAD if first else None)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and hint != topic.model:
+        # ``Delivery | None``, of a function that is also called by other code.
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        return _supply(name, options[0], first, topic) if len(options) == 1 else None
     if hint is Delivery:
         return _Supply.DELIVERY
     if isinstance(hint, type):
