@@ -105,13 +105,14 @@ def send(bus: Bus, first: int, last: int, keys: int, stop_inside: int | None, **
     with bus:
         for number in range(first, last):
             with bus.transaction("sender") as tx:
+                if number == stop_inside:
+                    # Before the first write: SQLite has one writer, and it must not be this one.
+                    print("stopping", flush=True)
+                    os.kill(os.getpid(), signal.SIGSTOP)
                 if tx.connection.execute(facts.select().where(facts.c.number == number)).first():
                     continue
                 tx.connection.execute(insert(facts), {"number": number})
                 tx.send(facts_topic, Fact(number=number, key=f"k{number % keys}"), message_id=f"fact-{number}")
-                if number == stop_inside:
-                    print("stopping", flush=True)
-                    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def receive(bus: Bus, folder: Path, poison: int | None, max_attempts: int, **_: object) -> None:
