@@ -141,14 +141,19 @@ class EmbeddedBackend:
     def close(self) -> None:
         """Close what it handed out, write what is queued, end its thread. Idempotent; bounded by a
         few times ``busy_timeout_s``."""
+        parts = self._parts
+        if parts is not None and parts.database.process_id != self._ports.runtime.process_id():
+            # A forked child: locks may be held for ever by threads that exist in the parent only.
+            self._parts, self._closed = None, True
+            parts.database.close()
+            return
         with self._lock:
             parts, self._parts = self._parts, None
             self._closed = True
             children = list(self._children)
         if parts is None:
             return
-        if self._ports.runtime.process_id() == parts.database.process_id:
-            for child in children:
-                child.close()
-            parts.commits.close()
+        for child in children:
+            child.close()
+        parts.commits.close()
         parts.database.close()

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from txbus.embedded import bus_file
@@ -31,6 +32,10 @@ _SQLITE_LOCKED = 6
 _SQLITE_TOOBIG = 18
 _DAMAGED = {11, 26, 1}  # CORRUPT, NOTADB, and ERROR: a statement that the schema should allow
 _UNSYNCED = {1034, 1290}  # IOERR_FSYNC, IOERR_DIR_FSYNC
+_RETRY_S = 0.0004
+_POLITE_FOR_S = 0.1
+_GAP_S = 0.0005
+_WRITES_PER_GAP = 8
 _FORKED: list[object] = []
 """Connections that a forked child inherited. Closing one would touch the parent's locks."""
 
@@ -129,6 +134,8 @@ class Database:
         self._relaxed: sqlite3.Connection
         self._reader: Reader
         self._closed = False
+        self._contended_until_s = 0.0
+        self._writes_since_gap = 0
         if options.path is None:
             self._open_memory()
         else:
@@ -174,9 +181,13 @@ class Database:
         connection = sqlite3.connect(
             path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
         )
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA cache_size = -8192")
-        connection.execute("PRAGMA wal_autocheckpoint = 2000")
+        try:
+            # Even these look into the file, which another process may be creating at this moment.
+            for pragma in ("synchronous = NORMAL", "cache_size = -8192", "wal_autocheckpoint = 2000"):
+                self._patiently(partial(connection.execute, f"PRAGMA {pragma}"))
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _prepare(self, connection: sqlite3.Connection, path: str) -> None:
@@ -214,7 +225,17 @@ class Database:
                         "(busy_timeout_s); nothing was done, try again. See which process is stopped or stuck: "
                         f"fuser -v {self.label}"
                     ) from exc
-                clock.sleep_s(0.0005 + 0.0015 * entropy.uniform())
+                self._contended_until_s = now_s + _POLITE_FOR_S
+                clock.sleep_s(_RETRY_S * (0.25 + entropy.uniform()))
+
+    def _make_way(self) -> None:
+        """Leave a gap now and then if other processes write too: their retries would hardly ever
+        meet one between the writes of a process that never pauses."""
+        self._writes_since_gap += 1
+        if self._writes_since_gap >= _WRITES_PER_GAP:
+            self._writes_since_gap = 0
+            if self.ports.clock.monotonic_s() < self._contended_until_s:
+                self.ports.clock.sleep_s(_GAP_S)
 
     def check_process(self) -> None:
         """`NotOpen` in a forked child: SQLite's connections do not survive a fork."""
@@ -234,7 +255,8 @@ class Database:
         try:
             connection = self._connect(self.label)
             connection.execute("PRAGMA query_only = ON")
-            connection.execute("PRAGMA busy_timeout = 100")
+            # A reader waits only while another process repairs the -wal file after a crash.
+            connection.execute(f"PRAGMA busy_timeout = {int(self.options.busy_timeout_s * 1000)}")
         except sqlite3.Error as exc:
             raise translate(exc, self.label) from exc
         return Reader(self, connection, self.ports.runtime.lock(), False)
@@ -271,6 +293,7 @@ class Database:
             connection = self._durable if durable else self._relaxed
             left_s = wait_s - (self.ports.clock.monotonic_s() - started_s)
             try:
+                self._make_way()
                 self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"), max(0.0, left_s))
                 result = work(connection)
                 connection.execute("COMMIT")

@@ -113,7 +113,8 @@ class Member:
 
     def leave(self) -> None:
         """Free the partitions at once; if that cannot be written, the lease ends by itself."""
-        self.owned.clear()
+        # Another thread may be in a receive: it keeps its old dictionary, unchanged.
+        self.owned = {}
         if not self._joined or self.fenced:
             return
         try:
