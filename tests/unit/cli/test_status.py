@@ -79,6 +79,7 @@ def test_dead_letters_are_counted_where_they_are_kept(app: App, invoke: Invoke, 
 def test_the_inbox_horizon_and_changed_settings_are_shown(shop: App, invoke: Invoke) -> None:
     """The horizon is computed from retry schedule, lease and replay reach; what differs from a
     default is among the settings."""
+    place(shop, 1)
     found = status(shop, invoke)
     assert found["inbox_horizon_s"] > 7 * 86_400
     assert found["settings"]["poll_s"] == 0.1
