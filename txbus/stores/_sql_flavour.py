@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, bindparam
+from sqlalchemy import Connection, Engine, Table, bindparam, insert
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect
@@ -78,9 +78,16 @@ class Flavour:
         """INSERT that does nothing when the key exists; it says so by its row count."""
         return self.compile(self._ignoring(table).values({c.name: value(c.name) for c in table.columns}))
 
+    def insert(self, table: Table) -> Statement:
+        """INSERT that fails when the key exists."""
+        return self.compile(insert(table).values({c.name: value(c.name) for c in table.columns}))
+
     def compile(self, clause: Executable) -> Statement:
         assert isinstance(clause, ClauseElement)
         return Statement(clause, self.dialect)
+
+    def isolate(self, connection: Connection) -> None:
+        """Give the store's own short transaction the isolation it is written for; begun just now."""
 
     def begin_write(self, connection: Connection) -> None:
         """Take now what the first write would have to wait for."""
@@ -254,28 +261,37 @@ class Sqlite(Flavour):
 
 
 class PostgreSQL(Flavour):
-    """Row locks; a failed statement aborts the transaction, so inserts never fail on conflict."""
+    """Row locks; a failed statement aborts the transaction, so inserts do not fail on conflict.
+
+    Limits are set by SET and read by SHOW: a SELECT would take the snapshot of a REPEATABLE READ
+    transaction before the application's first statement.
+    """
 
     identity_sql = "replace(gen_random_uuid()::text, '-', '')"
     _SCHEMA_KEY = 8_602_318_450_071_264_577  # any constant of our own
 
+    def isolate(self, connection: Connection) -> None:
+        # Above READ COMMITTED a fence that meets a row which its snapshot does not show fails as a
+        # serialization error instead of doing nothing, and would be taken for an open row.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
     @contextmanager
     def waiting(self, connection: Connection, wait_s: float) -> Iterator[None]:
         before = connection.exec_driver_sql(
-            f"SELECT current_setting('lock_timeout'), set_config('lock_timeout', '{_milliseconds(wait_s)}ms', true)"
+            f"SHOW lock_timeout; SET LOCAL lock_timeout = {_milliseconds(wait_s)}"
         ).scalar_one()
         yield
         # Not in a ``finally``: after an error the transaction is aborted, and its end restores it.
         if connection.in_transaction():
-            connection.exec_driver_sql("SELECT set_config('lock_timeout', %s, true)", (before,))
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{before}'")
 
     def limit(self, connection: Connection, timeout_s: float) -> object:
         names = ["statement_timeout", "idle_in_transaction_session_timeout"]
         version = getattr(self.dialect, "server_version_info", None) or (0,)
         if version >= (17,):
             names.append("transaction_timeout")
-        limit = f"{_milliseconds(timeout_s)}ms"
-        connection.exec_driver_sql("SELECT " + ", ".join(f"set_config('{n}', '{limit}', true)" for n in names))
+        milliseconds = _milliseconds(timeout_s)
+        connection.exec_driver_sql("; ".join(f"SET LOCAL {name} = {milliseconds}" for name in names))
         return None
 
     def schema_lock(self, connection: Connection) -> None:

@@ -50,6 +50,7 @@ class Gate:
         try:
             with self.engine.connect() as connection:
                 transaction = connection.begin()
+                flavour.isolate(connection)
                 with flavour.waiting(connection, wait_s):
                     try:
                         flavour.begin_write(connection)

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from txbus._outcome import Outcome
 from txbus.errors import ConfigurationError, Superseded, TransactionError
-from txbus.stores._sql_errors import raise_translated, shown
+from txbus.stores._sql_errors import Fault, fault_of, raise_translated, shown
 from txbus.stores._sql_flavour import Flavour, Statement
 from txbus.stores._sql_gate import Gate
 from txbus.stores._sql_inbox import InboxStatements, letter_values, message_key
@@ -23,7 +23,9 @@ class LocalStatements:
     """What a local transaction executes. Compiled once for each database."""
 
     def __init__(self, flavour: Flavour, inbox: InboxStatements) -> None:
-        self.ledger: Statement = flavour.insert_ignore(LEDGER)
+        # It may fail, unlike the others: a conflict ends the transaction anyway, and above READ
+        # COMMITTED only a failing INSERT tells a fence from another conflict.
+        self.ledger: Statement = flavour.insert(LEDGER)
         self.inbox = inbox
 
 
@@ -54,15 +56,14 @@ class SqlTransaction:
         checked_tx_id(row.id.tx_id)
         connection = self._open("inserting the ledger row")
         try:
-            inserted = self._statements.ledger.run(connection, ledger_values(row))
+            self._statements.ledger.run(connection, ledger_values(row))
         except Exception as exc:
-            doing = f"inserting the ledger row of {row.id}"
-            raise_translated(exc, connection.dialect, doing, self._gate.name)
-        if inserted == 0:
+            if fault_of(exc, connection.dialect) is not Fault.REFUSED:
+                raise_translated(exc, connection.dialect, f"inserting the ledger row of {row.id}", self._gate.name)
             raise Superseded(
                 f"local transaction {row.id} on database {self._gate.name!r} was settled by a checker or a "
                 "later attempt before its COMMIT: it is rolled back; run it again under the same tx_id"
-            )
+            ) from exc
 
     def insert_inbox(self, scope: str, source: str, message_id: str, lock_wait_s: float) -> bool:
         """See `LocalTransaction.insert_inbox`."""
