@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from txbus import Bus, Capability, Topic
@@ -12,10 +13,19 @@ from txbus.examples.shop.place import Place
 from txbus.examples.shop.stock import SCOPE as RESERVE
 from txbus.spi import Backend
 
-__all__ = ["BrokerView", "looking"]
+__all__ = ["BrokerTraits", "BrokerView", "looking", "traits_of"]
 
 _BATCH = 1_000
 _WAIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerTraits:
+    """``half_messages_native``: it has them itself, so there is no relay. ``publishes_once``: a relay
+    publishes and notes its position in one step, so that no message is visible twice."""
+
+    half_messages_native: bool
+    publishes_once: bool
 
 
 class BrokerView:
@@ -25,16 +35,6 @@ class BrokerView:
         self._place = place
         self._backend = backend
         self._read: dict[str, tuple[dict[int, int], list[Any]]] = {}
-
-    @property
-    def publishes_once(self) -> bool:
-        """Does this broker let a relay publish and note its position in one step?"""
-        return Capability.BROKER_TRANSACTION in self._backend.capabilities().native
-
-    @property
-    def half_messages_native(self) -> bool:
-        """Has it half messages of its own, so that there is no relay?"""
-        return Capability.HALF_MESSAGE in self._backend.capabilities().native
 
     def payloads(self, topic: Topic[Any]) -> list[Any]:
         """Every payload visible in a topic; what was read before is not read again."""
@@ -75,6 +75,16 @@ class BrokerView:
             )
         finally:
             admin.close()
+
+
+def traits_of(place: Place) -> BrokerTraits:
+    """What matters here of the broker that a run is to use. Does no I/O."""
+    backend = Bus(place.url, service=place.service("books")).make_backend()
+    try:
+        native = backend.capabilities().native
+    finally:
+        backend.close()
+    return BrokerTraits(Capability.HALF_MESSAGE in native, Capability.BROKER_TRANSACTION in native)
 
 
 @contextmanager

@@ -22,7 +22,14 @@ SAMPLE_ROWS = 5_000
 SAMPLE_SEED = 20_250_303
 _CUSTOMERS_PER_ORDER = 1 / 6
 _BEGIN = datetime(2025, 3, 3, tzinfo=UTC)
-_REGIONS = (("DE", "EUR", 34), ("FR", "EUR", 18), ("PL", "PLN", 14), ("GB", "GBP", 14), ("SE", "SEK", 11), ("IT", "EUR", 9))
+_REGIONS = (
+    ("DE", "EUR", 34),
+    ("FR", "EUR", 18),
+    ("PL", "PLN", 14),
+    ("GB", "GBP", 14),
+    ("SE", "SEK", 11),
+    ("IT", "EUR", 9),
+)
 _PER_EUR = {"EUR": 1.0, "PLN": 4.3, "GBP": 0.85, "SEK": 11.4}
 _HOURS = (2, 1, 1, 1, 1, 2, 4, 7, 9, 9, 8, 8, 9, 8, 7, 7, 7, 8, 10, 12, 13, 12, 8, 4)
 _KINDS = (

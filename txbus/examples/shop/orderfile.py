@@ -113,8 +113,7 @@ def _text_of(path: Path) -> str:
     except UnicodeDecodeError as exc:
         line = data[: exc.start].count(b"\n") + 1
         raise ConfigurationError(
-            f"orders file {path} is not UTF-8: line {line} has the byte 0x{data[exc.start]:02x}; "
-            "save it as UTF-8"
+            f"orders file {path} is not UTF-8: line {line} has the byte 0x{data[exc.start]:02x}; save it as UTF-8"
         ) from exc
 
 

@@ -11,8 +11,12 @@ from txbus.examples.shop.messages import MailWanted, OrderPlaced, Topics
 from txbus.examples.shop.orderfile import OrderRow
 from txbus.examples.shop.place import PACE, Place
 from txbus.examples.shop.tables import CREDITS, ORDERS, REFUSALS, SHELVES_SEEN, engine_for
+from txbus.settings import SettingsArguments
 
 __all__ = ["Refused", "bus", "enter", "handled", "make_bus", "note_refusal", "take_orders"]
+
+
+_SETTINGS: SettingsArguments = {**PACE, "relay": "outside"}
 
 
 class Refused(Exception):
@@ -27,8 +31,7 @@ def make_bus(place: Place, engine: Engine) -> Bus:
         service=place.service("orders"),
         databases={"orders": engine},
         topics=[topics.orders, topics.mails],
-        relay="outside",
-        **PACE,
+        **_SETTINGS,
     )
 
 
@@ -38,9 +41,7 @@ def bus() -> Bus:
     return make_bus(place, engine_for(place.orders_db))
 
 
-def take_orders(
-    bus: Bus, topics: Topics, engine: Engine, rows: Sequence[OrderRow], go_on: Callable[[], bool]
-) -> None:
+def take_orders(bus: Bus, topics: Topics, engine: Engine, rows: Sequence[OrderRow], go_on: Callable[[], bool]) -> None:
     """Take every order that has not been taken or refused yet, in the order of the file."""
     done = handled(engine)
     for seq, row in enumerate(rows[done:], done + 1):

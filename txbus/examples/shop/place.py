@@ -10,6 +10,7 @@ from typing import Any
 
 from txbus.errors import ConfigurationError
 from txbus.examples.shop.messages import Topics
+from txbus.examples.shop.orderfile import OrderFile, read_orders
 from txbus.settings import SettingsArguments
 
 __all__ = ["FOLDER_VARIABLE", "PACE", "Place"]
@@ -33,12 +34,19 @@ PACE: SettingsArguments = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One run. ``prefix`` stands before the names of services and topics on a shared broker."""
+    """One run. ``prefix`` stands before the names of services and topics on a shared broker;
+    ``rows_max`` cuts the file of orders off."""
 
     folder: Path
     url: str
     orders_file: Path
     prefix: str = ""
+    rows_max: int | None = None
+
+    def orders(self) -> OrderFile:
+        """The orders of this run, read from the file."""
+        file = read_orders(self.orders_file)
+        return OrderFile(file.path, file.rows[: self.rows_max], file.bad)
 
     @property
     def topics(self) -> Topics:
@@ -68,7 +76,12 @@ class Place:
         return self.folder / f"{role}.log"
 
     def save(self) -> None:
-        kept = {"url": self.url, "orders_file": str(self.orders_file), "prefix": self.prefix}
+        kept = {
+            "url": self.url,
+            "orders_file": str(self.orders_file),
+            "prefix": self.prefix,
+            "rows_max": self.rows_max,
+        }
         (self.folder / _FILE).write_text(json.dumps(kept), encoding="utf-8")
 
     @classmethod
@@ -83,6 +96,6 @@ class Place:
             folder = Path(named)
         try:
             kept: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            return cls(folder, kept["url"], Path(kept["orders_file"]), kept["prefix"])
+            return cls(folder, kept["url"], Path(kept["orders_file"]), kept["prefix"], kept["rows_max"])
         except (OSError, ValueError, KeyError) as exc:
             raise ConfigurationError(f"{folder} holds no run of the demo: {exc}") from exc

@@ -34,7 +34,6 @@ from txbus.events import (
     TakeOver,
 )
 from txbus.examples.shop import naive, orders, payment, stock
-from txbus.examples.shop.orderfile import read_orders
 from txbus.examples.shop.place import Place
 from txbus.examples.shop.tables import CHARGES, RESERVATIONS, engine_for
 from txbus.examples.shop.windows import Deathbed, KillOrder, Role, Window
@@ -94,7 +93,7 @@ def _run(place: Place, role: Role, kill: KillOrder | None) -> None:
         bus = orders.make_bus(place, engine)
         _watch(bus, place, role, Deathbed(kill, lambda: progress.value), progress)
         with bus:
-            orders.take_orders(bus, place.topics, engine, read_orders(place.orders_file).rows, _until_asked())
+            orders.take_orders(bus, place.topics, engine, place.orders().rows, _until_asked())
         return
     if role is Role.RELAY:
         engine = engine_for(place.orders_db)
@@ -114,9 +113,7 @@ def _run_naive(place: Place, role: Role, kill: KillOrder | None) -> None:
         # Each order asks where it is: the naive shop has no events to count.
         deathbed = Deathbed(kill, lambda: orders.handled(engine))
         with naive.orders_bus(place) as bus:
-            naive.take_orders(
-                bus, place.topics, engine, read_orders(place.orders_file).rows, _until_asked(), deathbed.reached
-            )
+            naive.take_orders(bus, place.topics, engine, place.orders().rows, _until_asked(), deathbed.reached)
         return
     engine, _ = _consumer(place, role)
     table = RESERVATIONS if role is Role.STOCK else CHARGES

@@ -44,9 +44,7 @@ def take_pieces(connection: Connection, order: OrderPlaced) -> None:
     connection.execute(
         update(SHELVES).where(SHELVES.c.sku == order.sku).values(on_hand=SHELVES.c.on_hand - order.quantity)
     )
-    connection.execute(
-        insert(RESERVATIONS), {"order_id": order.order_id, "sku": order.sku, "quantity": order.quantity}
-    )
+    connection.execute(insert(RESERVATIONS), {"order_id": order.order_id, "sku": order.sku, "quantity": order.quantity})
 
 
 def stock_reserved(order: OrderPlaced) -> StockReserved:
