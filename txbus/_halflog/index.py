@@ -219,10 +219,10 @@ class HalfIndex:
         self._released.discard(half_id)
         for key in half.keys:
             _remove(self._keys[key], half.mark)
-            if self._keys[key]:
-                self._refresh_front(key)
-            else:
+            if not self._keys[key]:
                 del self._keys[key]
+        for key in half.keys:
+            self._refresh_front(key)
         self._compact()
 
     def _compact(self) -> None:
@@ -254,7 +254,7 @@ class HalfIndex:
 
     def _refresh_front(self, key: Key) -> None:
         """Look again at those of a key that nothing before them holds."""
-        for _, half_id in self._keys[key]:
+        for _, half_id in self._keys.get(key, ()):
             half = self.halves[half_id]
             self._refresh(half)
             if half.holds:

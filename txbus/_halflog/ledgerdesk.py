@@ -192,7 +192,7 @@ class LedgerDesk:
                     by_database.setdefault(settled.database, []).append(settled)
         for name, rows in by_database.items():
             try:
-                self._databases[name].confirm([row.id for row in rows], self._clock.wall_s())
+                self._confirm_rows(self._databases[name], rows)
             except Exception as exc:
                 away.add(name)
                 known = isinstance(exc, StoreError)
@@ -203,6 +203,16 @@ class LedgerDesk:
         with self._condition:
             self._confirm[:0] = late if not self._stopping else []
         self._confirmed([waiting.step for waiting in confirm if waiting not in late])
+
+    def _confirm_rows(self, database: Database, rows: Sequence[Settled]) -> None:
+        """A row with several parts is confirmed once all of them are: other relays may have them."""
+        now_s = self._clock.wall_s()
+        whole = [row.id for row in rows if row.parts == 1]
+        parts = [(row.id, row.part, row.parts) for row in rows if row.parts > 1]
+        if whole:
+            database.confirm(whole, now_s)
+        if parts:
+            database.confirm_parts(parts, now_s)
 
     # answers
 

@@ -154,6 +154,7 @@ class HalfPartition:
     def _begin_anew(self) -> None:
         self.index = HalfIndex()
         self.records_read = 0
+        self._open: BrokerTransaction | None = None
         self._position: int | None = None
         self._step = self._until_step = 0
         self._until_offset: int | None = None
@@ -216,7 +217,7 @@ class HalfPartition:
         finally:
             admin.close()
         refused: list[tuple[str, DestinationRefused]] = []
-        touch = self._transactions.begin()
+        touch = self._open = self._transactions.begin()
         for topic in missing:
             description = found[topic]
             try:
@@ -230,12 +231,8 @@ class HalfPartition:
             except MessageRefused as exc:
                 self._alarm(f"destination {topic!r} could not be repaired: {exc}")
                 break
-            except Fenced:
-                raise
-            except BackendError:
-                touch.abort()
-                raise
         touch.abort()
+        self._open = None
         for topic, error in refused:
             self._hold_topic(topic, error)
         if not refused:
@@ -406,22 +403,23 @@ class HalfPartition:
     def _attempt(self, step: _Step, membership: Membership) -> bool:
         """One broker transaction; afterwards everything is known of it, or the clients are gone."""
         assert self._transactions is not None
-        opened: BrokerTransaction | None = None
         committed = (half for half in step.chosen if half.outcome is Outcome.COMMITTED)
         try:
             if not self._repair_destinations(topic for half in committed for topic in half.topics):
                 return True
-            opened = self._transactions.begin()
+            opened = self._open = self._transactions.begin()
             self._fill(opened, step, membership)
             self._emit(StepOpen(self._service, "", self.where.partition, step.messages, len(step.chosen)))
             opened.commit()
+            self._open = None
         except (Fenced, CommitUnknown) as exc:
             self._go_down(exc)
             return False
         except (BackendError, _Guilty) as exc:
             try:
-                if opened is not None:
-                    opened.abort()
+                if self._open is not None:
+                    self._open.abort()
+                    self._open = None
             except BackendError as second:
                 self._go_down(second)
                 return False

@@ -108,6 +108,33 @@ class Ledger:
                     [{"tx": key[0], "nr": key[1], "now": now_s} for key in sorted(_key(id) for id in chunk)],
                 )
 
+    def confirm_parts(self, parts: Sequence[tuple[HalfId, int, int]], now_s: float) -> None:
+        """See `Database.confirm_parts`."""
+        by_key: dict[tuple[str, int], tuple[int, set[int]]] = {}
+        for id, part, count in parts:
+            by_key.setdefault(_key(id), (count, set()))[1].add(part)
+        for chunk in _chunks(sorted(by_key)):
+            with self._gate.write("confirming parts of ledger rows") as connection:
+                for key in chunk:
+                    self._confirm_parts_of(connection, key, *by_key[key], now_s)
+
+    def _confirm_parts_of(
+        self, connection: Connection, key: tuple[str, int], count: int, parts: set[int], now_s: float
+    ) -> None:
+        """Add parts to those of a row, under its lock: other relays add theirs at the same time."""
+        c = LEDGER.c
+        ours = (c.tx_id == key[0], c.attempt == key[1], c.outcome == Outcome.COMMITTED.value)
+        waiting = select(c.confirmed_parts).where(*ours, c.confirmed_s.is_(None)).with_for_update()
+        row = connection.execute(waiting).first()
+        if row is None:
+            return
+        known = {int(number) for number in (row.confirmed_parts or "").split(",") if number}
+        complete = len(known | parts) >= count
+        values = {"confirmed_parts": ",".join(map(str, sorted(known | parts)))}
+        connection.execute(
+            update(LEDGER).where(*ours).values(**values, confirmed_s=now_s if complete else None)
+        )
+
     def unconfirmed(self, older_than_s: float, limit: int) -> Sequence[LedgerRow]:
         """See `Database.unconfirmed`."""
         c = LEDGER.c

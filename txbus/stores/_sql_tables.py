@@ -81,6 +81,8 @@ LEDGER = _table(
     Column("messages", Integer, nullable=False),
     Column("created_s", Double, nullable=False),
     Column("confirmed_s", Double),
+    # Numbers of the parts published so far, with commas; only for a row that has several.
+    Column("confirmed_parts", _LONG_TEXT),
     Column("reserved", SmallInteger, nullable=False),
 )
 UNCONFIRMED = text("confirmed_s IS NULL AND messages > 0")

@@ -7,7 +7,7 @@ what the application gave as a database (`txbus.stores.sql`: a SQLAlchemy Engine
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -199,6 +199,19 @@ class Database(Protocol):
         ConfigurationError for AUTOCOMMIT or a Session of another database."""
         ...
 
+    def hooks_of(self, owner: Any) -> AttachHooks | None:
+        """The hooks of the local transaction that is open on this Session or Connection, if adopted."""
+        ...
+
+    def makes_sessions(self, owner: Any) -> bool:
+        """Is this a factory of sessions (SQLAlchemy: sessionmaker, scoped_session)?"""
+        ...
+
+    def adopt_sessions(self, maker: Any, hooks_for: Callable[[Any], AttachHooks]) -> Callable[[], None]:
+        """Adopt every local transaction that a session of this factory begins; ``hooks_for(session)``
+        is called when it begins. Returns what ends it for those begun later."""
+        ...
+
     def recognises(self, owner: Any) -> bool:
         """Is this Engine, Connection, Session or sessionmaker of this database?"""
         ...
@@ -231,7 +244,12 @@ class Database(Protocol):
         ...
 
     def confirm(self, ids: Sequence[HalfId], now_s: float) -> None:
-        """The messages of these COMMITTED rows are known to be published. Idempotent."""
+        """All messages of these COMMITTED rows are known to be published. Idempotent."""
+        ...
+
+    def confirm_parts(self, parts: Sequence[tuple[HalfId, int, int]], now_s: float) -> None:
+        """Of each COMMITTED row, the messages of part ``p`` of ``n`` (id, p, n) are known to be
+        published; the row is confirmed once all n parts are, whoever tells them. Idempotent."""
         ...
 
     def unconfirmed(self, older_than_s: float, limit: int) -> Sequence[LedgerRow]:

@@ -105,6 +105,13 @@ class SqlDatabase:
         """The adopted transaction that is open on this Session or Connection, if there is one."""
         return self._adoptions.open_on(owner)
 
+    def hooks_of(self, owner: Any) -> AttachHooks | None:
+        found = self._adoptions.open_on(owner)
+        return found.hooks if found is not None else None
+
+    def makes_sessions(self, owner: Any) -> bool:
+        return isinstance(owner, sessionmaker | scoped_session)
+
     def recognises(self, owner: Any) -> bool:
         return self._adoptions.recognises(owner)
 
@@ -124,6 +131,10 @@ class SqlDatabase:
 
     def confirm(self, ids: Sequence[HalfId], now_s: float) -> None:
         self._ledger.confirm(ids, now_s)
+
+    def confirm_parts(self, parts: Sequence[tuple[HalfId, int, int]], now_s: float) -> None:
+        """See `Database.confirm_parts`."""
+        self._ledger.confirm_parts(parts, now_s)
 
     def unconfirmed(self, older_than_s: float, limit: int) -> Sequence[LedgerRow]:
         return self._ledger.unconfirmed(older_than_s, limit)
