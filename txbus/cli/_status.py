@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import typer
 
-from txbus._bus import Bus
 from txbus._deadletter import dead_topic
 from txbus._halflog.records import half_topic
 from txbus._halflog.relay import relay_group
@@ -101,7 +100,7 @@ def status(app: AppArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
     else:
-        _show(found, bus)
+        _show(found)
     for problem in found.problems:
         note(f"txbus: {problem}")
     if found.problems:
@@ -204,7 +203,7 @@ def _settings(settings: Settings) -> dict[str, object]:
     }
 
 
-def _show(found: Status, bus: Bus) -> None:
+def _show(found: Status) -> None:
     print(f"service {found.service} on {found.bus}\n")
     print_table(
         "Groups",
