@@ -42,8 +42,8 @@ class ConsumerBudget:
     max_in_flight_per_partition: int = 256
     receive_max: int = 256
     poll_s: float = 0.5
-    ack_batch: int = 64
-    ack_delay_s: float = 0.02
+    ack_batch: int = 128
+    ack_delay_s: float = 0.05
     backoff_s: tuple[float, float] = (0.1, 10.0)
     rebuild_after: int = 3
 
