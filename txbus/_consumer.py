@@ -133,11 +133,10 @@ class Consumer:
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until all its threads ended; False when the time is over first."""
         clock = self._ports.clock
-        end_s = None if timeout_s is None else clock.monotonic_s() + timeout_s
-        for task in self._tasks:
-            if not task.join(None if end_s is None else max(0.0, end_s - clock.monotonic_s())):
-                return False
-        return True
+        if timeout_s is None:
+            return all(task.join(None) for task in self._tasks)
+        end_s = clock.monotonic_s() + timeout_s
+        return all(task.join(max(0.0, end_s - clock.monotonic_s())) for task in self._tasks)
 
     def idle(self) -> bool:
         """Nothing is in flight, acknowledgements included, and the last poll brought nothing."""
