@@ -428,7 +428,7 @@ class HalfIndex:
 
     def payload_floor(self, offset: int) -> int:
         """The lowest record that payloads out of memory must be read from, at most ``offset``."""
-        return min((h.offset for h in self.halves.values() if h.envelopes is None), default=offset)
+        return min([offset, *(h.offset for h in self.halves.values() if h.envelopes is None)])
 
     def drop_payloads(self, down_to_bytes: int) -> None:
         """Take payloads out of memory, those needed last first; they can be read at ``offset``."""
