@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from tests.conformance.test_custom_backend import DirHarness
 from tests.conformance.through import Parts, ThroughBackend, World
-from txbus.conformance import Harness
-from txbus.spi import Backend
+from txbus.conformance import Harness, PluginHarness
+from txbus.embedded.plugin import plugin
+from txbus.spi import Backend, BackendURL
+
+Sound = Callable[[str], Harness]
+
+
+def memory(directory: str) -> Harness:
+    """The embedded broker in memory, one of its own for each directory."""
+    return PluginHarness(plugin, BackendURL("memory", directory))
+
+
+def dirbus(directory: str) -> Harness:
+    """The example backend, which declares what the embedded broker does not."""
+    return DirHarness(directory)
 
 
 @dataclass(frozen=True)
 class Defect:
-    """How to break a backend, and the names of exactly those cases that must notice."""
+    """How to break a sound backend, and the names of exactly those cases that must notice."""
 
-    noticed_by: frozenset[str]
+    noticed_by: AbstractSet[str]
     client: type[ThroughBackend] = ThroughBackend
     parts: Parts = field(default_factory=Parts)
+    sound: Sound = memory
 
 
 class BreakingHarness(Harness):
@@ -30,8 +47,9 @@ class BreakingHarness(Harness):
         # What a broken backend withholds is waited for in vain, so patience is short here; twenty
         # polls it always has.
         self.patience_s = 0.1
-        self.poll_s = sound.poll_s
-        self.quiet_s = sound.quiet_s
+        # Both brokers answer at once, so a few milliseconds are silence.
+        self.poll_s = 0.002
+        self.quiet_s = 0.004
         self.lease_s = sound.lease_s
         self.transaction_timeout_s = sound.transaction_timeout_s
         self.check_after_s = sound.check_after_s

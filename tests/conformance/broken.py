@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 from tests.conformance.through import (
     Parts,
+    ThroughAdmin,
     ThroughBackend,
     ThroughHalves,
     ThroughLog,
@@ -16,7 +18,7 @@ from tests.conformance.through import (
     ThroughSender,
     ThroughTransaction,
 )
-from txbus.errors import Fenced, TxbusError
+from txbus.errors import Fenced, MessageRefused, TxbusError
 from txbus.spi import (
     Batch,
     Capabilities,
@@ -33,6 +35,7 @@ from txbus.spi import (
     Subscription,
     TopicKind,
     TopicPartition,
+    TopicSpec,
 )
 
 # sending
@@ -82,7 +85,44 @@ class SendsInParts(ThroughSender):
     """A batch is sent one by one: what comes before a refused message stays."""
 
     def send(self, envelopes: Sequence[Envelope], timeout_s: float) -> tuple[Receipt, ...]:
-        return tuple(receipt for one in envelopes for receipt in self.inner.send([one], timeout_s))
+        receipts = list[Receipt]()
+        for one in envelopes:
+            receipts.extend(self.inner.send([one], timeout_s))
+            time.sleep(0.001)  # so that a reader beside it gets its turn
+        return tuple(receipts)
+
+
+class CutsPayloads(ThroughSender):
+    """Only the beginning of a payload arrives."""
+
+    def send(self, envelopes: Sequence[Envelope], timeout_s: float) -> tuple[Receipt, ...]:
+        return self.inner.send([replace(one, payload=one.payload[:1000]) for one in envelopes], timeout_s)
+
+
+class DropsTheRefused(ThroughSender):
+    """A message that is too large is dropped without a word."""
+
+    def send(self, envelopes: Sequence[Envelope], timeout_s: float) -> tuple[Receipt, ...]:
+        try:
+            return self.inner.send(envelopes, timeout_s)
+        except MessageRefused:
+            return tuple(Receipt(one.id or "", one.topic, 0, None) for one in envelopes)
+
+
+class GuessesReceipts(ThroughSender):
+    """The offsets of a receipt are not the broker's."""
+
+    def send(self, envelopes: Sequence[Envelope], timeout_s: float) -> tuple[Receipt, ...]:
+        receipts = self.inner.send(envelopes, timeout_s)
+        return tuple(replace(one, offset=number) for number, one in enumerate(receipts))
+
+
+class WandersKeys(ThroughSender):
+    """Where a key goes depends on the client that sends it."""
+
+    def send(self, envelopes: Sequence[Envelope], timeout_s: float) -> tuple[Receipt, ...]:
+        salted = [one if one.key is None else replace(one, key=f"{one.key}{id(self.client)}") for one in envelopes]
+        return self.inner.send(salted, timeout_s)
 
 
 class DropsDelay(ThroughSender):
@@ -125,6 +165,30 @@ class SendsWhenAsked(ThroughSender):
 
     def append(self, envelope: Envelope, partition: int) -> PendingAppend:
         return Lazy(self, envelope, partition)
+
+
+class IgnoresPartition(ThroughSender):
+    """An append goes where its key says, whatever partition was named."""
+
+    def append(self, envelope: Envelope, partition: int) -> PendingAppend:
+        return self.inner.append(envelope, 0)
+
+
+class MakesTopics(ThroughSender):
+    """A topic that does not exist is made by the first message to it."""
+
+    def send(self, envelopes: Sequence[Envelope], timeout_s: float) -> tuple[Receipt, ...]:
+        admin = self.client.admin()
+        admin.create([TopicSpec(one.topic, 1) for one in envelopes])
+        admin.close()
+        return self.inner.send(envelopes, timeout_s)
+
+
+class VerifiesNothing(ThroughAdmin):
+    """Every topic is as it should be."""
+
+    def verify(self, spec: TopicSpec) -> Sequence[str]:
+        return ()
 
 
 # receiving
@@ -212,6 +276,21 @@ class IgnoresPause(ThroughReceiver):
         pass
 
 
+class IgnoresStart(ThroughBackend):
+    """Every new group starts at the earliest message."""
+
+    def subscription(self, subscription: Subscription) -> Subscription:
+        return replace(subscription, start="earliest")
+
+
+class IgnoresSeek(ThroughReceiver):
+    """Seek is accepted, and the group goes on where it was."""
+
+    def seek(self, where: TopicPartition, offset: int) -> None:
+        if self.subscription.manual:
+            self.inner.seek(where, 0)
+
+
 class FiltersNothing(ThroughBackend):
     """Tags of a subscription are accepted and ignored."""
 
@@ -278,6 +357,13 @@ class GainsSilently(ThroughReceiver):
         return replace(self.inner.receive(max_messages, timeout_s), gained=frozenset())
 
 
+class MixesGroups(ThroughBackend):
+    """All groups are one."""
+
+    def subscription(self, subscription: Subscription) -> Subscription:
+        return replace(subscription, group="all")
+
+
 # redelivery
 
 
@@ -333,6 +419,20 @@ class FencesNobody(ThroughBackend):
     def transactional_id(self, transactional_id: str) -> str:
         self.world.ids += 1
         return f"{transactional_id}-{self.world.ids}"
+
+
+class SharesIds(ThroughBackend):
+    """All transactional ids are one: whoever opens one fences everybody."""
+
+    def transactional_id(self, transactional_id: str) -> str:
+        return "all"
+
+
+class LosesCommits(ThroughTransaction):
+    """Commit returns, and nothing is visible."""
+
+    def commit(self) -> None:
+        self.inner.abort()
 
 
 class LosesNotes(ThroughTransaction):

@@ -15,6 +15,7 @@ from txbus.spi import (
     Check,
     Committed,
     Envelope,
+    GroupStatus,
     HalfMessages,
     Log,
     Membership,
@@ -26,8 +27,10 @@ from txbus.spi import (
     Receiver,
     Sender,
     Subscription,
+    TopicDescription,
     TopicKind,
     TopicPartition,
+    TopicSpec,
 )
 
 
@@ -167,6 +170,27 @@ class ThroughHalves:
         self.inner.close()
 
 
+class ThroughAdmin:
+    def __init__(self, inner: Admin, client: ThroughBackend) -> None:
+        self.inner = inner
+        self.client = client
+
+    def describe(self, topics: Sequence[str]) -> Mapping[str, TopicDescription | None]:
+        return self.inner.describe(topics)
+
+    def create(self, specs: Sequence[TopicSpec]) -> None:
+        self.inner.create(specs)
+
+    def verify(self, spec: TopicSpec) -> Sequence[str]:
+        return self.inner.verify(spec)
+
+    def group_status(self, group: str, topics: Sequence[str]) -> Sequence[GroupStatus]:
+        return self.inner.group_status(group, topics)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
 @dataclass(frozen=True)
 class Parts:
     """Which class stands in for each part; the broken one is the one that differs."""
@@ -177,6 +201,7 @@ class Parts:
     transaction: type[ThroughTransaction] = ThroughTransaction
     log: type[ThroughLog] = ThroughLog
     halves: type[ThroughHalves] = ThroughHalves
+    admin: type[ThroughAdmin] = ThroughAdmin
 
 
 class ThroughBackend:
@@ -199,7 +224,7 @@ class ThroughBackend:
         return self.inner.capabilities(kind)
 
     def admin(self) -> Admin:
-        return self.inner.admin()
+        return self.parts.admin(self.inner.admin(), self)
 
     def subscription(self, subscription: Subscription) -> Subscription:
         """What the broker is asked for instead of this."""

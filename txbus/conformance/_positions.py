@@ -146,7 +146,8 @@ def outdated_membership_is_fenced(stage: Stage) -> None:
     stage.expire(heir)
     stage.settle(topic, 1, heir)
     heir.receiver.close()
-    stage.until(lambda: TopicPartition(topic, 0) in member.owned, member, what="the partition comes back")
+    where = move[0]
+    stage.until(lambda: where in member.lost & member.owned, member, what="the partition comes back")
     output = stage.topic(name="output")
     with stage.refused(Fenced, what="an outdated membership"):
         transaction = stage.transactions(_id(stage)).begin()
