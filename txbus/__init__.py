@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from txbus._message import Codec, Envelope, JsonCodec, Position, Receipt, Topic, TopicPartition
     from txbus._outcome import Outcome
     from txbus._retry import Retry
-    from txbus._transactional import AttachedScope, TransactionScope
+    from txbus._transactional import AttachedScope, AttachedSessions, TransactionScope
     from txbus.errors import (
         AlreadyCommitted,
         CapabilityMissing,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlreadyCommitted",
     "AttachedScope",
+    "AttachedSessions",
     "Bus",
     "Capabilities",
     "Capability",
@@ -65,7 +66,7 @@ _HOMES = {
     "_message": ("Codec", "Envelope", "JsonCodec", "Position", "Receipt", "Topic", "TopicPartition"),
     "_outcome": ("Outcome",),
     "_retry": ("Retry",),
-    "_transactional": ("AttachedScope", "TransactionScope"),
+    "_transactional": ("AttachedScope", "AttachedSessions", "TransactionScope"),
     "errors": (
         "AlreadyCommitted",
         "CapabilityMissing",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from txbus import _registry
 from txbus._atomic import AtomicScope
@@ -18,12 +18,17 @@ from txbus._ports import Ports
 from txbus._retry import Retry
 from txbus._system import system_ports
 from txbus._telemetry import Event, Events
-from txbus._transactional import AttachedScope, TransactionScope
+from txbus._transactional import AttachedScope, AttachedSessions, TransactionScope
 from txbus._wire import SendOptions
 from txbus.errors import ConfigurationError, NotOpen
 from txbus.settings import Settings, SettingsArguments, check_relations, mask, parse_url
 from txbus.spi import Backend
 from txbus.stores.contract import Database
+
+if TYPE_CHECKING:
+    # Types only: the core never imports a database library.
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 __all__ = ["Bus"]
 
@@ -56,9 +61,7 @@ class Bus:
         **settings: Unpack[SettingsArguments],
     ) -> None:
         if not service or len(service) > 100 or not all(c.isalnum() or c in "._-" for c in service):
-            raise ConfigurationError(
-                f"service={service!r} is not usable: 1 to 100 letters, digits, '.', '_' or '-'"
-            )
+            raise ConfigurationError(f"service={service!r} is not usable: 1 to 100 letters, digits, '.', '_' or '-'")
         backend_url, query = parse_url(url)
         self._settings, options = Settings.load(settings, query)
         self._url = type(backend_url)(backend_url.scheme, backend_url.location, options)
@@ -268,13 +271,20 @@ class Bus:
         """
         return self.opened.transaction(database, tx_id)
 
-    def attach(self, owner: Any) -> AttachedScope:
+    @overload
+    def attach(self, owner: Session | Connection) -> AttachedScope: ...
+
+    @overload
+    def attach(self, owner: sessionmaker[Any] | scoped_session[Any]) -> AttachedSessions: ...
+
+    def attach(self, owner: Any) -> AttachedScope | AttachedSessions:
         """Send with a local transaction that the caller begins and commits.
 
-        ``owner`` is a SQLAlchemy Session or Connection. Half messages are durable before the
+        ``owner`` is a SQLAlchemy Session or Connection: half messages are durable before the
         caller's COMMIT is issued, and the outcome follows it; a rollback, a close or a rolled-back
-        savepoint drops its messages. Good for the local transaction in hand: attach again after a
-        commit. A Connection in AUTOCOMMIT is refused.
+        savepoint drops its messages. It belongs to the local transaction in hand, attaching again
+        meanwhile gives the same one; attach anew after a commit. A Connection in AUTOCOMMIT is
+        refused. For a sessionmaker it returns a function from a session of it to its scope.
         """
         return self.opened.attach(owner)
 

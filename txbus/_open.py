@@ -26,7 +26,7 @@ from txbus._ports import Ports
 from txbus._runner import Runner
 from txbus._telemetry import Events
 from txbus._trace import current_traceparent
-from txbus._transactional import AttachedScope, LocalBudget, TransactionScope, settle_outcome
+from txbus._transactional import AttachedScope, AttachedSessions, LocalBudget, TransactionScope, settle_outcome
 from txbus._wire import SendOptions, make_envelope, source_of, trace_id
 from txbus.errors import CapabilityMissing, ConfigurationError, NotOpen, StoreBusy
 from txbus.settings import Settings, inbox_horizon_s
@@ -149,20 +149,35 @@ class OpenBus:
             named=tx_id is not None,
         )
 
-    def attach(self, owner: Any) -> AttachedScope:
+    def attach(self, owner: Any) -> AttachedScope | AttachedSessions:
         for database in self.databases.values():
             if database.recognises(owner):
-                scope = AttachedScope(
-                    **self._sending(database), half_id=HalfId(self.ports.entropy.unique_id(), 1), named=False
-                )
+                if database.makes_sessions(owner):
+                    end = database.adopt_sessions(owner, lambda _: self._attached_scope(database))
+                    return AttachedSessions(self.attached, end)
+                known = database.hooks_of(owner)
+                if isinstance(known, AttachedScope):
+                    return known
+                scope = self._attached_scope(database)
                 database.adopt(owner, scope)
-                scope.attached()
                 return scope
-        known = ", ".join(sorted(self.databases)) or "none"
         raise ConfigurationError(
-            f"attach({type(owner).__name__}): it belongs to none of this bus's databases ({known}); "
-            "attach a Session or Connection of an Engine that was given to Bus(databases=...)"
+            f"attach({type(owner).__name__}): it belongs to none of this bus's databases ({self._known()}); "
+            "attach a Session, Connection or sessionmaker of an Engine that was given to Bus(databases=...)"
         )
+
+    def attached(self, session: Any) -> AttachedScope:
+        scope = self.attach(session)
+        assert isinstance(scope, AttachedScope)
+        return scope
+
+    def _attached_scope(self, database: Database) -> AttachedScope:
+        scope = AttachedScope(**self._sending(database), half_id=HalfId(self.ports.entropy.unique_id(), 1), named=False)
+        scope.attached()
+        return scope
+
+    def _known(self) -> str:
+        return ", ".join(sorted(self.databases)) or "none"
 
     def _sending(self, database: Database) -> dict[str, Any]:
         traceparent = current_traceparent()
@@ -186,9 +201,8 @@ class OpenBus:
             for database in self.databases.values():
                 if database.recognises(wanted):
                     return database
-        known = ", ".join(sorted(self.databases)) or "none"
         raise ConfigurationError(
-            f"transaction({wanted!r:.100}): this bus has no such database (it has: {known}); "
+            f"transaction({wanted!r:.100}): this bus has no such database (it has: {self._known()}); "
             "name one of Bus(databases={...}), or attach() to a Session that is open already"
         )
 
@@ -240,8 +254,7 @@ class OpenBus:
 
     def outcome(self, tx_id: str, name: str | None) -> Outcome:
         if name is None and len(self.databases) != 1:
-            known = ", ".join(sorted(self.databases)) or "none"
-            raise ConfigurationError(f"outcome({tx_id!r}): name the database, this bus has: {known}")
+            raise ConfigurationError(f"outcome({tx_id!r}): name the database, this bus has: {self._known()}")
         database = self._database(name if name is not None else next(iter(self.databases)))
         rows = database.attempts_of(tx_id)
         if any(row.outcome is Outcome.COMMITTED for row in rows):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-__all__ = ["AttachedScope", "LocalBudget", "MakeEnvelope", "TransactionScope", "settle_outcome"]
+__all__ = ["AttachedScope", "AttachedSessions", "LocalBudget", "MakeEnvelope", "TransactionScope", "settle_outcome"]
 
 T = TypeVar("T")
 MakeEnvelope = Callable[[Topic[Any], Any, SendOptions], Envelope]
@@ -181,6 +181,17 @@ class _Sending:
         assert envelope.id is not None
         return envelope.id
 
+    # savepoints (`SavepointHooks`)
+
+    def savepoint(self, transaction: LocalTransaction, name: str) -> None:
+        self._outgoing.savepoint(name)
+
+    def savepoint_rolled_back(self, transaction: LocalTransaction, name: str) -> None:
+        self._outgoing.roll_back_to(name)
+
+    def savepoint_released(self, transaction: LocalTransaction, name: str) -> None:
+        self._outgoing.release(name)
+
     def _require_open(self) -> None:
         if self._state is not _State.OPEN:
             raise NotOpen(f"local transaction {self.id} is {self._state.value}: send inside of its block")
@@ -201,9 +212,7 @@ class _Sending:
             assert self._channel is not None
             self._channel.check(half)
         local.flush()
-        local.insert_ledger(
-            LedgerRow(self._half_id, Outcome.COMMITTED, self.database, len(envelopes), now_s)
-        )
+        local.insert_ledger(LedgerRow(self._half_id, Outcome.COMMITTED, self.database, len(envelopes), now_s))
         self._in_ledger = True
         self._check_in_time()
         if not envelopes:
@@ -211,9 +220,7 @@ class _Sending:
         assert self._channel is not None
         self._half = half
         self._receipts = self._channel.store(half, self._budget.half_timeout_s)
-        self._emit(
-            HalfStored(self._service, self._trace_id, self.id, self.attempt, self.database, len(envelopes))
-        )
+        self._emit(HalfStored(self._service, self._trace_id, self.id, self.attempt, self.database, len(envelopes)))
 
     def _check_in_time(self) -> None:
         late_s = self._clock.monotonic_s() - self._began_s - self._budget.local_timeout_s
@@ -343,7 +350,7 @@ class TransactionScope(_Sending):
             attempt = self._database.reserve(self.id, self._clock.wall_s(), self._budget.settle_lock_wait_s)
             self._half_id = HalfId(self.id, attempt)
         self._began_s = self._clock.monotonic_s()
-        self._local = self._database.begin(self._budget.local_timeout_s)
+        self._local = self._database.begin(self._budget.local_timeout_s, self)
         self._opened()
         return self
 
@@ -403,11 +410,15 @@ class AttachedScope(_Sending):
         if self._state is _State.OPEN:
             self._rolled_back()
 
-    def savepoint(self, transaction: LocalTransaction, name: str) -> None:
-        self._outgoing.savepoint(name)
 
-    def savepoint_rolled_back(self, transaction: LocalTransaction, name: str) -> None:
-        self._outgoing.roll_back_to(name)
+class AttachedSessions:
+    """What ``bus.attach(sessionmaker)`` returns: call it with a session of that factory to send with
+    the session's present local transaction. Thread-safe; `end` stops it for those begun later."""
 
-    def savepoint_released(self, transaction: LocalTransaction, name: str) -> None:
-        self._outgoing.release(name)
+    def __init__(self, scope_of: Callable[[Session], AttachedScope], end: Callable[[], None]) -> None:
+        self._scope_of = scope_of
+        self.end = end
+
+    def __call__(self, session: Session) -> AttachedScope:
+        """The scope of the session's present local transaction, which it begins if it has none."""
+        return self._scope_of(session)

@@ -42,7 +42,7 @@ class AdoptedTransaction(SqlTransaction):
         self._owner = ref(owner)
         self._kind = type(owner).__name__
         self._connection: ref[Connection] | None = None
-        self._hooks = hooks
+        self.hooks = hooks
         self._reach = reach
         self._ended = False
         self._committing = False
@@ -100,11 +100,11 @@ class AdoptedTransaction(SqlTransaction):
         self._committing = True
         try:
             _refuse_autocommit(self._gate, connection)
-            self._hooks.before_commit(self)
+            self.hooks.before_commit(self)
         except BaseException:
             self._ended = True
             self._roll_back(connection)
-            self._hooks.rolled_back(self)
+            self.hooks.rolled_back(self)
             raise
         try:
             connection.dialect.do_commit(connection.connection)
@@ -113,17 +113,17 @@ class AdoptedTransaction(SqlTransaction):
             self._ended = True
             self._commit_error = error
             self.commit_result = self._gate.flavour.after_failed_commit(connection, error)
-            self._hooks.commit_failed(self, error)
+            self.hooks.commit_failed(self, error)
             if error is exc:
                 raise
             raise error from exc
         self._ended = True
         self.commit_result = CommitResult.COMMITTED
-        self._hooks.after_commit(self)
+        self.hooks.after_commit(self)
 
     def on_rollback(self) -> None:
         self._ended = True
-        self._hooks.rolled_back(self)
+        self.hooks.rolled_back(self)
 
     def before_savepoint(self, connection: Connection) -> None:
         self._gate.flavour.before_savepoint(connection)

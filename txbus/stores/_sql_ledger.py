@@ -131,9 +131,7 @@ class Ledger:
         known = {int(number) for number in (row.confirmed_parts or "").split(",") if number}
         complete = len(known | parts) >= count
         values = {"confirmed_parts": ",".join(map(str, sorted(known | parts)))}
-        connection.execute(
-            update(LEDGER).where(*ours).values(**values, confirmed_s=now_s if complete else None)
-        )
+        connection.execute(update(LEDGER).where(*ours).values(**values, confirmed_s=now_s if complete else None))
 
     def unconfirmed(self, older_than_s: float, limit: int) -> Sequence[LedgerRow]:
         """See `Database.unconfirmed`."""
@@ -232,6 +230,7 @@ def ledger_values(row: LedgerRow) -> dict[str, Any]:
         "messages": row.messages,
         "created_s": row.created_s,
         "confirmed_s": row.confirmed_s,
+        "confirmed_parts": None,
         "reserved": int(row.reserved),
     }
 

@@ -12,9 +12,9 @@ from txbus.stores._sql_flavour import Flavour, Statement
 from txbus.stores._sql_gate import Gate
 from txbus.stores._sql_inbox import InboxStatements, letter_values, message_key
 from txbus.stores._sql_ledger import checked_tx_id, ledger_values
-from txbus.stores._sql_savepoints import SavepointHooks, SavepointStack
+from txbus.stores._sql_savepoints import SavepointStack
 from txbus.stores._sql_tables import LEDGER
-from txbus.stores.contract import CommitResult, DeadLetter, LedgerRow
+from txbus.stores.contract import CommitResult, DeadLetter, LedgerRow, SavepointHooks
 
 __all__ = ["LocalStatements", "OwnTransaction", "SqlTransaction"]
 

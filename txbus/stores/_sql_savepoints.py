@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection
 
-from txbus.stores.contract import LocalTransaction
+from txbus.stores.contract import LocalTransaction, SavepointHooks
 
-__all__ = ["SavepointHooks", "SavepointStack"]
+__all__ = ["SavepointStack"]
 
 _OUTSIDE = "savepoint 0"
-
-
-class SavepointHooks(Protocol):
-    """The part of `AttachHooks` that concerns savepoints."""
-
-    def savepoint(self, transaction: LocalTransaction, name: str) -> None: ...
-
-    def savepoint_rolled_back(self, transaction: LocalTransaction, name: str) -> None: ...
-
-    def savepoint_released(self, transaction: LocalTransaction, name: str) -> None: ...
 
 
 class SavepointStack:

@@ -24,6 +24,7 @@ __all__ = [
     "DeadLetter",
     "LedgerRow",
     "LocalTransaction",
+    "SavepointHooks",
     "StorePlugin",
 ]
 
@@ -138,7 +139,21 @@ class LocalTransaction(Protocol):
         ...
 
 
-class AttachHooks(Protocol):
+class SavepointHooks(Protocol):
+    """What the core does around savepoints: messages of a rolled-back one are not sent."""
+
+    def savepoint(self, transaction: LocalTransaction, name: str) -> None:
+        """A savepoint begins."""
+        ...
+
+    def savepoint_rolled_back(self, transaction: LocalTransaction, name: str) -> None:
+        """What was sent since this savepoint began is forgotten."""
+        ...
+
+    def savepoint_released(self, transaction: LocalTransaction, name: str) -> None: ...
+
+
+class AttachHooks(SavepointHooks, Protocol):
     """What the core does around the commit of a transaction that the caller ends."""
 
     def before_commit(self, transaction: LocalTransaction) -> None:
@@ -152,16 +167,6 @@ class AttachHooks(Protocol):
         ...
 
     def rolled_back(self, transaction: LocalTransaction) -> None: ...
-
-    def savepoint(self, transaction: LocalTransaction, name: str) -> None:
-        """A savepoint begins."""
-        ...
-
-    def savepoint_rolled_back(self, transaction: LocalTransaction, name: str) -> None:
-        """What was sent since this savepoint began is forgotten."""
-        ...
-
-    def savepoint_released(self, transaction: LocalTransaction, name: str) -> None: ...
 
 
 class Database(Protocol):
@@ -189,7 +194,7 @@ class Database(Protocol):
         """The ledger's own identity, stored in the database when its tables were made."""
         ...
 
-    def begin(self, local_timeout_s: float) -> LocalTransaction:
+    def begin(self, local_timeout_s: float, hooks: SavepointHooks | None = None) -> LocalTransaction:
         """Begin. Where the database can, it ends the transaction itself beyond the timeout."""
         ...
 
@@ -218,9 +223,7 @@ class Database(Protocol):
 
     # the ledger, from outside of the application's transactions
 
-    def settle(
-        self, ids: Sequence[HalfId], now_s: float, lock_wait_s: float
-    ) -> Mapping[HalfId, Outcome]:
+    def settle(self, ids: Sequence[HalfId], now_s: float, lock_wait_s: float) -> Mapping[HalfId, Outcome]:
         """The fencing checker. One SELECT for all; for an id without a row insert ROLLED_BACK
         under its key. COMMITTED or ROLLED_BACK, the same for ever; an id that is missing from the
         answer could not be settled (its row is locked by an open transaction).

@@ -25,8 +25,7 @@ from txbus.stores._sql_held import Held
 from txbus.stores._sql_inbox import Inbox, InboxStatements
 from txbus.stores._sql_ledger import Ledger
 from txbus.stores._sql_local import LocalStatements, OwnTransaction
-from txbus.stores._sql_savepoints import SavepointHooks
-from txbus.stores.contract import AttachHooks, AttemptRow, DeadLetter, LedgerRow, LocalTransaction
+from txbus.stores.contract import AttachHooks, AttemptRow, DeadLetter, LedgerRow, LocalTransaction, SavepointHooks
 
 __all__ = ["SqlDatabase", "is_engine"]
 
