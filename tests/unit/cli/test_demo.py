@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.conftest import Invoke
+from txbus.examples.shop.orderfile import sample_path
 
 HEADER_ONLY = "order,when\n"
 
 
-def test_a_quick_run_balances_its_books(tmp_path: Path, script: Invoke) -> None:
-    """The installed script runs the shipped sample under kills in a folder that is kept; exit code 0."""
-    done = script("demo", "--quick", "--no-naive", "--json", "--seed", "3", "--workdir", "kept")
+def test_a_small_run_balances_its_books(tmp_path: Path, script: Invoke) -> None:
+    """The installed script runs a list of orders under kills in a folder that is kept; exit code 0."""
+    (tmp_path / "some.csv").write_text("".join(sample_path().read_text().splitlines(keepends=True)[:151]))
+    done = script(
+        "demo", "--orders", "some.csv", "--kills", "1", "--random-kills", "0", "--no-naive", "--json",
+        "--seed", "3", "--workdir", "kept",
+    )  # fmt: skip
     assert done.code == 0, done.err
     assert json.loads(done.out)
     assert list((tmp_path / "kept").iterdir())
