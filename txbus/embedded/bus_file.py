@@ -16,6 +16,7 @@ _NETWORK_TYPES = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs"}
     | {"fuse.sshfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
 )
+_EFFECTIVE = os.access in os.supports_effective_ids
 _MOUNTS = "/proc/self/mountinfo"
 
 
@@ -30,7 +31,13 @@ def check_sqlite() -> None:
 def check_place(path: str, network_fs_allowed: bool) -> None:
     """The directory exists, may be written and is local; the file, if there is one, is SQLite's."""
     directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
+    try:
+        is_directory = stat.S_ISDIR(os.stat(directory).st_mode)
+    except PermissionError as exc:
+        raise BackendUnavailable(f"{path}: {directory}: {exc.strerror}; this user may not look into it") from exc
+    except OSError:
+        is_directory = False
+    if not is_directory:
         raise SettingsError(f"{path}: directory {directory} does not exist; create it: mkdir -p {directory}")
     if not network_fs_allowed:
         kind = network_filesystem(directory)
@@ -40,7 +47,7 @@ def check_place(path: str, network_fs_allowed: bool) -> None:
                 "SQLite do not hold between machines; use a local directory, or network_fs=allow if "
                 "one machine alone uses it and its locks work"
             )
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
         raise BackendUnavailable(
             f"{path}: no permission to write in {directory}, which also holds the file's -wal and -shm; "
             f"give this user write permission there"
@@ -53,7 +60,7 @@ def check_place(path: str, network_fs_allowed: bool) -> None:
         raise BackendUnavailable(f"{path}: {exc.strerror}") from exc
     if not stat.S_ISREG(mode):
         raise BrokerFileError(f"{path} is not a regular file; name another one in the URL")
-    if not os.access(path, os.R_OK | os.W_OK):
+    if not os.access(path, os.R_OK | os.W_OK, effective_ids=_EFFECTIVE):
         raise BackendUnavailable(f"{path}: no permission to read and write it; change its owner or mode")
     _check_magic(path)
 

@@ -223,6 +223,7 @@ class GroupCommit:
     def _flush_forever(self) -> None:
         linger_s = self._database.options.append_flush_s
         empty = 0
+        seen: Pending[object] | None = None
         while True:
             with self._flusher_wakes:
                 if empty >= _IDLE_ROUNDS:
@@ -238,7 +239,11 @@ class GroupCommit:
             with self._changed:
                 oldest = self._queue[0] if self._queue and not self._writing else None
             empty = 0 if oldest is not None else empty + 1
-            if oldest is not None and self._ports.clock.monotonic_s() - oldest.queued_s >= linger_s / 2:
+            waited = oldest is seen or (
+                oldest is not None and self._ports.clock.monotonic_s() - oldest.queued_s >= linger_s / 2
+            )
+            seen = oldest
+            if oldest is not None and waited:
                 try:
                     self.drive(oldest, self._database.options.busy_timeout_s)
                 except NotOpen:

@@ -66,7 +66,7 @@ def check_message(envelope: Envelope, now_s: float) -> str:
 
 
 def _refused(envelope: Envelope, what: str) -> MessageRefused:
-    return MessageRefused(f"message {envelope.id or '(without id)'} to {envelope.topic!r}: {what}")
+    return MessageRefused(f"message {envelope.id or '(without id)':.80} to {envelope.topic!r}: {what}")
 
 
 class RecordWriter:
