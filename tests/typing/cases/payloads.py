@@ -30,6 +30,10 @@ def inside(tx: TransactionScope, attached: AttachedScope, delivery: Delivery, bu
         together.send(orders, Refund(cents=1))  # type: ignore[misc]  # another model
 
 
+def owners(bus: Bus) -> None:
+    bus.attach("shop")  # type: ignore[call-overload]  # a Session, Connection or sessionmaker
+
+
 def outside(bus: Bus, test: TestBus) -> None:
     bus.send(orders, Refund(cents=1))  # type: ignore[misc]  # another model
     bus.send_many(orders, [Refund(cents=1)])  # type: ignore[misc]  # another model

@@ -8,9 +8,20 @@ from typing import assert_type
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
-from txbus import AlreadyCommitted, Bus, Delivery, Envelope, Outcome, OutcomeUnknown, Receipt, Retry, Topic
+from txbus import (
+    AlreadyCommitted,
+    AttachedScope,
+    Bus,
+    Delivery,
+    Envelope,
+    Outcome,
+    OutcomeUnknown,
+    Receipt,
+    Retry,
+    Topic,
+)
 from txbus.events import Event, HalfParked
 from txbus.testing import TestBus, memory_url
 
@@ -82,7 +93,7 @@ def handed_over() -> tuple[Delivery, Connection]:
     raise NotImplementedError
 
 
-def sending(bus: Bus, session: Session) -> None:
+def sending(bus: Bus, session: Session, maker: sessionmaker[Session]) -> None:
     with bus.transaction("shop", tx_id="order-1") as tx:
         assert_type(tx.connection, Connection)
         assert_type(tx.session, Session)
@@ -92,6 +103,8 @@ def sending(bus: Bus, session: Session) -> None:
 
     attached = bus.attach(session)
     attached.send(reserved, Reserved(1), headers={"shop-till": "4"}, deliver_after_s=60)
+    messages = bus.attach(maker)
+    assert_type(messages(session), AttachedScope)
 
     with bus.atomic() as together:
         together.send(orders, OrderPlaced(number=1, customer="ada"))
