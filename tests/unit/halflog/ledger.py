@@ -10,7 +10,15 @@ from tests.unit.halflog.world import Process, World
 from txbus._halves import HalfId
 from txbus._outcome import Outcome
 from txbus.errors import StoreBusy, StoreUnavailable, Superseded
-from txbus.stores.contract import AttachHooks, AttemptRow, CommitResult, DeadLetter, LedgerRow, LocalTransaction
+from txbus.stores.contract import (
+    AttachHooks,
+    AttemptRow,
+    CommitResult,
+    DeadLetter,
+    LedgerRow,
+    LocalTransaction,
+    SavepointHooks,
+)
 
 __all__ = ["ModelDatabase", "ModelTransaction", "Tables"]
 
@@ -52,7 +60,7 @@ class ModelDatabase:
         self._reach()
         return self.tables.identity
 
-    def begin(self, local_timeout_s: float) -> LocalTransaction:
+    def begin(self, local_timeout_s: float, hooks: SavepointHooks | None = None) -> LocalTransaction:
         self._reach()
         return ModelTransaction(self)
 

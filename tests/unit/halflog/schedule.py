@@ -32,6 +32,7 @@ SERVICE = "shop"
 HALVES = half_topic(SERVICE)
 PARTITIONS = 2
 RETENTION_S = 1_000.0
+COPY_IDENTITY = "ledger-of-a-copy"
 ANY: Topic[Any] = Topic("any", str)
 """`TransactionScope` is given envelopes as they are; see ``make``."""
 
@@ -114,13 +115,17 @@ class _App:
         )
         rolls_back = world.happens(world.chances.roll_back)
         with scope as tx:
+            assert isinstance(tx.local, ModelTransaction)
             for message in messages:
                 assert message.id is not None
-                assert isinstance(tx.local, ModelTransaction)
-                tx.local.change(message.key, message.id)
+                self._change(tx.local, message)
                 tx.send(ANY, message)
             if rolls_back:
                 raise _RolledBack
+
+    def _change(self, local: ModelTransaction, message: Envelope) -> None:
+        assert message.id is not None
+        local.change(message.key, message.id)
 
     def _message(self, key: str | None) -> Envelope:
         world = self._schedule.world
@@ -163,7 +168,7 @@ class Schedule:
         for topic in ("a", "b"):
             self.broker.create(topic, 2)
         self.tables = [Tables("one", "ledger-one"), Tables("two", "ledger-two")]
-        self.copy = Tables("one", "ledger-of-a-copy")
+        self.copy = Tables("one", COPY_IDENTITY)
         self.names = 0
         self.unexpected: list[str] = []
         self.apps = [_App(self, self._name("app")) for _ in range(2)]
@@ -235,9 +240,9 @@ class Schedule:
 
     def _maintain(self) -> None:
         """Purge; rarely after a very long time; very rarely the group's position is lost."""
-        if self.world.chance.random() < 0.1:
+        if self.world.chance.random() < self.world.chances.long_wait:
             self.world.now_s += RETENTION_S * self.world.chance.choice((0.6, 1.1))
-        if self.world.chance.random() < 0.1:
+        if self.world.chance.random() < self.world.chances.position_lost:
             self.broker.positions.pop(TopicPartition(HALVES, self.world.chance.randrange(PARTITIONS)), None)
         self.purge()
 

@@ -47,6 +47,8 @@ class Chances:
     commit_answer_lost: float = 0.08
     roll_back: float = 0.15
     wrong_database: float = 0.15
+    long_wait: float = 0.1
+    position_lost: float = 0.1
 
 
 @dataclass(slots=True, eq=False)
