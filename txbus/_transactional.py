@@ -74,16 +74,19 @@ class _Outgoing:
         self._savepoints.append((name, len(self.envelopes)))
 
     def roll_back_to(self, name: str) -> None:
-        while self._savepoints:
-            found, count = self._savepoints.pop()
-            if found == name:
-                del self.envelopes[count:]
-                return
+        at = self._latest(name)
+        if at is not None:
+            del self.envelopes[self._savepoints[at][1] :]
+            del self._savepoints[at:]
 
     def release(self, name: str) -> None:
-        names = [n for n, _ in self._savepoints]
-        if name in names:
-            del self._savepoints[names.index(name) :]
+        at = self._latest(name)
+        if at is not None:
+            del self._savepoints[at:]
+
+    def _latest(self, name: str) -> int | None:
+        """SQL lets a name be used again: the last one counts."""
+        return max((at for at, (known, _) in enumerate(self._savepoints) if known == name), default=None)
 
 
 class _Sending:
@@ -369,7 +372,11 @@ class TransactionScope(_Sending):
             local.rollback()
             self._rolled_back()
             raise
-        result = local.commit()
+        try:
+            result = local.commit()
+        except BaseException:
+            self._commit_did_not_end(local)
+            raise
         error = local.commit_error
         if result is CommitResult.COMMITTED:
             self._committed()
@@ -382,6 +389,17 @@ class TransactionScope(_Sending):
         self._rolled_back()
         assert error is not None
         raise error
+
+    def _commit_did_not_end(self, local: LocalTransaction) -> None:
+        """`LocalTransaction.commit` raised, so COMMIT may not have been sent, or may have been: with
+        a ledger row the fence tells, without one nothing is told to anybody."""
+        local.rollback()
+        if not self._in_ledger:
+            self._ended()
+        elif self._settle_unknown(None):
+            self._committed()
+        else:
+            self._rolled_back()
 
 
 class AttachedScope(_Sending):
@@ -401,7 +419,9 @@ class AttachedScope(_Sending):
         self._committed()
 
     def commit_failed(self, transaction: LocalTransaction, error: BaseException) -> None:
-        if self._settle_unknown(error):
+        if not self._in_ledger:
+            self._ended()  # nothing was sent with it; the caller sees the database's own error
+        elif self._settle_unknown(error):
             self._committed()
         else:
             self._rolled_back()
