@@ -1,6 +1,6 @@
 """Deliberately broken backends fail exactly the cases meant for them, and no others.
 
-What each one does wrong is said in `tests.conformance.broken`. They are made of the embedded broker
+What each one does wrong is said in its docstring in `tests/conformance/broken/`. They are made of the embedded broker
 in memory, and of dirbus for what that one does not declare.
 """
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance import broken
 from tests.conformance.breaking import BreakingHarness, Defect, Sound, dirbus, memory
+from tests.conformance.broken import receiving, sending, transactions
 from tests.conformance.through import Parts, ThroughBackend
 from txbus.conformance import run
 
@@ -23,8 +23,8 @@ DEFECTS = {
             "sending.batch_survives_whole",
             "sending.survives_the_death_of_the_sender",
         },
-        client=broken.LosesWhatItSentWhenKilled,
-        parts=broken.BEHIND,
+        client=sending.LosesWhatItSentWhenKilled,
+        parts=sending.BEHIND,
     ),
     "sends_in_parts": Defect(
         {
@@ -32,7 +32,7 @@ DEFECTS = {
             "sending.oversized_message_refuses_the_batch",
             "sending.unknown_topic_refuses_the_batch",
         },
-        parts=Parts(sender=broken.SendsInParts),
+        parts=Parts(sender=sending.SendsInParts),
     ),
     "drops_delay": Defect(
         {
@@ -42,21 +42,20 @@ DEFECTS = {
             "redelivery.delayed_holds_up_nobody",
             "redelivery.delayed_is_not_passed_over",
         },
-        parts=Parts(sender=broken.DropsDelay),
+        parts=Parts(sender=sending.DropsDelay),
     ),
     "sends_latin": Defect(
         {
             "log.records_are_read_as_sent",
             "sending.headers_survive",
         },
-        parts=Parts(sender=broken.SendsLatin),
+        parts=Parts(sender=sending.SendsLatin),
     ),
     "sends_when_asked": Defect(
         {
-            "sending.append_result_is_repeatable",
             "sending.unawaited_append_is_sent",
         },
-        parts=Parts(sender=broken.SendsWhenAsked),
+        parts=Parts(sender=sending.SendsWhenAsked),
     ),
     "reorders_keys": Defect(
         {
@@ -66,7 +65,7 @@ DEFECTS = {
             "sending.order_when_they_come_again",
             "sending.order_within_one_send",
         },
-        parts=Parts(receiver=broken.ReordersKeys),
+        parts=Parts(receiver=receiving.ReordersKeys),
     ),
     "forgets_positions": Defect(
         {
@@ -92,7 +91,7 @@ DEFECTS = {
             "replay.seek_is_not_durable",
             "sending.order_when_they_come_again",
         },
-        parts=Parts(receiver=broken.ForgetsPositions),
+        parts=Parts(receiver=receiving.ForgetsPositions),
     ),
     "acks_when_closed": Defect(
         {
@@ -105,31 +104,31 @@ DEFECTS = {
             "redelivery.redelivery_survives_a_crash",
             "replay.seek_is_not_durable",
         },
-        parts=Parts(receiver=broken.AcksWhenClosed),
+        parts=Parts(receiver=receiving.AcksWhenClosed),
     ),
     "passes_the_unfinished": Defect(
         {
             "receiving.position_stops_at_the_unfinished",
         },
-        parts=Parts(receiver=broken.PassesTheUnfinished),
+        parts=Parts(receiver=receiving.PassesTheUnfinished),
     ),
     "ignores_maximum": Defect(
         {
             "receiving.batches_are_limited",
         },
-        parts=Parts(receiver=broken.IgnoresMaximum),
+        parts=Parts(receiver=receiving.IgnoresMaximum),
     ),
     "cannot_be_woken": Defect(
         {
             "receiving.wake_ends_the_wait",
         },
-        parts=Parts(receiver=broken.CannotBeWoken),
+        parts=Parts(receiver=receiving.CannotBeWoken),
     ),
     "ignores_pause": Defect(
         {
             "receiving.pause_holds_back",
         },
-        parts=Parts(receiver=broken.IgnoresPause),
+        parts=Parts(receiver=receiving.IgnoresPause),
     ),
     "never_ends_leases": Defect(
         {
@@ -147,14 +146,14 @@ DEFECTS = {
             "redelivery.redelivery_by_a_former_owner",
             "redelivery.redelivery_survives_a_crash",
         },
-        client=broken.NeverEndsLeases,
+        client=receiving.NeverEndsLeases,
     ),
     "does_not_fence": Defect(
         {
             "ownership.former_owner_is_fenced",
             "ownership.moved_is_handed_over",
         },
-        parts=Parts(receiver=broken.DoesNotFence),
+        parts=Parts(receiver=receiving.DoesNotFence),
     ),
     "accepts_former_owners": Defect(
         {
@@ -162,7 +161,7 @@ DEFECTS = {
             "ownership.late_ack_does_nothing",
             "ownership.moved_is_handed_over",
         },
-        parts=Parts(receiver=broken.AcceptsFormerOwners),
+        parts=Parts(receiver=receiving.AcceptsFormerOwners),
     ),
     "hides_loss": Defect(
         {
@@ -181,14 +180,14 @@ DEFECTS = {
             "positions.newest_snapshot_commits_what_was_kept",
             "positions.outdated_membership_is_fenced",
         },
-        parts=Parts(receiver=broken.HidesLoss),
+        parts=Parts(receiver=receiving.HidesLoss),
     ),
     "gains_silently": Defect(
         {
             "ownership.changes_add_up",
             "ownership.gain_comes_before_records",
         },
-        parts=Parts(receiver=broken.GainsSilently),
+        parts=Parts(receiver=receiving.GainsSilently),
     ),
     "redelivers_early": Defect(
         {
@@ -196,7 +195,7 @@ DEFECTS = {
             "redelivery.redelivery_survives_a_crash",
             "redelivery.redelivery_waits",
         },
-        parts=Parts(receiver=broken.RedeliversEarly),
+        parts=Parts(receiver=receiving.RedeliversEarly),
     ),
     "redelivers_in_memory": Defect(
         {
@@ -207,14 +206,14 @@ DEFECTS = {
             "redelivery.redelivery_is_not_passed_over",
             "redelivery.redelivery_survives_a_crash",
         },
-        parts=Parts(receiver=broken.RedeliversInMemory),
+        parts=Parts(receiver=receiving.RedeliversInMemory),
     ),
     "forgets_attempts": Defect(
         {
             "redelivery.redelivery_comes_after_the_delay",
             "redelivery.redelivery_goes_to_the_new_owner",
         },
-        parts=Parts(receiver=broken.ForgetsAttempts),
+        parts=Parts(receiver=receiving.ForgetsAttempts),
     ),
     "shows_aborted": Defect(
         {
@@ -224,7 +223,7 @@ DEFECTS = {
             "positions.abort_does_not_move_the_position",
             "positions.messages_and_positions_are_one",
         },
-        parts=Parts(transaction=broken.ShowsAborted),
+        parts=Parts(transaction=transactions.ShowsAborted),
     ),
     "shows_open": Defect(
         {
@@ -249,7 +248,7 @@ DEFECTS = {
             "positions.messages_and_positions_are_one",
             "positions.outdated_membership_is_fenced",
         },
-        parts=Parts(transaction=broken.ShowsOpen),
+        parts=Parts(transaction=transactions.ShowsOpen),
     ),
     "fences_nobody": Defect(
         {
@@ -258,13 +257,13 @@ DEFECTS = {
             "brokertransactions.fenced_at_empty_commit",
             "brokertransactions.fenced_while_sending",
         },
-        client=broken.FencesNobody,
+        client=transactions.FencesNobody,
     ),
     "loses_notes": Defect(
         {
             "positions.note_is_read_back",
         },
-        parts=Parts(transaction=broken.LosesNotes),
+        parts=Parts(transaction=transactions.LosesNotes),
     ),
     "positions_at_once": Defect(
         {
@@ -272,14 +271,14 @@ DEFECTS = {
             "positions.consume_transform_produce",
             "positions.lost_before_commit_is_fenced",
         },
-        parts=Parts(transaction=broken.PositionsAtOnce),
+        parts=Parts(transaction=transactions.PositionsAtOnce),
     ),
     "accepts_outdated": Defect(
         {
             "positions.lost_partition_is_fenced",
             "positions.outdated_membership_is_fenced",
         },
-        parts=Parts(transaction=broken.AcceptsOutdated, receiver=broken.RemembersMemberships),
+        parts=Parts(transaction=transactions.AcceptsOutdated, receiver=transactions.RemembersMemberships),
     ),
     "ends_too_early": Defect(
         {
@@ -288,7 +287,7 @@ DEFECTS = {
             "log.read_at_the_end",
             "log.truncate_everything",
         },
-        parts=Parts(log=broken.EndsTooEarly),
+        parts=Parts(log=transactions.EndsTooEarly),
     ),
     "ends_too_late": Defect(
         {
@@ -298,7 +297,7 @@ DEFECTS = {
             "log.reading_reaches_the_end",
             "log.truncate_everything",
         },
-        parts=Parts(log=broken.EndsTooLate),
+        parts=Parts(log=transactions.EndsTooLate),
     ),
     "truncates_too_much": Defect(
         {
@@ -308,7 +307,7 @@ DEFECTS = {
             "log.truncate_is_idempotent",
             "replay.seek_into_a_gap",
         },
-        parts=Parts(log=broken.TruncatesTooMuch),
+        parts=Parts(log=transactions.TruncatesTooMuch),
     ),
     "truncates_nothing": Defect(
         {
@@ -319,7 +318,7 @@ DEFECTS = {
             "log.truncate_is_idempotent",
             "replay.seek_into_a_gap",
         },
-        parts=Parts(log=broken.TruncatesNothing),
+        parts=Parts(log=transactions.TruncatesNothing),
     ),
     "declares_tags": Defect(
         {
@@ -328,7 +327,7 @@ DEFECTS = {
             "receiving.one_tag",
             "receiving.several_tags",
         },
-        client=broken.DeclaresTags,
+        client=sending.DeclaresTags,
     ),
     "hides_replay_by_time": Defect(
         {
@@ -340,7 +339,7 @@ DEFECTS = {
             "replay.start_at_a_time",
             "replay.stored_times_grow",
         },
-        client=broken.HidesReplayByTime,
+        client=sending.HidesReplayByTime,
     ),
     "filters_nothing": Defect(
         {
@@ -349,7 +348,7 @@ DEFECTS = {
             "receiving.one_tag",
             "receiving.several_tags",
         },
-        client=broken.FiltersNothing,
+        client=receiving.FiltersNothing,
         sound=dirbus,
     ),
     "forgets_attempts_counted": Defect(
@@ -363,7 +362,7 @@ DEFECTS = {
             "redelivery.redelivery_comes_after_the_delay",
             "redelivery.redelivery_goes_to_the_new_owner",
         },
-        parts=Parts(receiver=broken.ForgetsAttempts),
+        parts=Parts(receiver=receiving.ForgetsAttempts),
         sound=dirbus,
     ),
     "shows_halves": Defect(
@@ -379,7 +378,7 @@ DEFECTS = {
             "halfmessages.several_are_asked_about",
             "halfmessages.unfinished_is_asked_about",
         },
-        parts=Parts(halves=broken.ShowsHalves),
+        parts=Parts(halves=transactions.ShowsHalves),
         sound=dirbus,
     ),
     "never_asks": Defect(
@@ -392,14 +391,14 @@ DEFECTS = {
             "halfmessages.several_are_asked_about",
             "halfmessages.unfinished_is_asked_about",
         },
-        parts=Parts(halves=broken.NeverAsks),
+        parts=Parts(halves=transactions.NeverAsks),
         sound=dirbus,
     ),
     "takes_unknown_for_no": Defect(
         {
             "halfmessages.answer_unknown",
         },
-        parts=Parts(halves=broken.TakesUnknownForNo),
+        parts=Parts(halves=transactions.TakesUnknownForNo),
         sound=dirbus,
     ),
     "ignores_partition": Defect(
@@ -417,21 +416,21 @@ DEFECTS = {
             "replay.seek_one_partition",
             "sending.appends_keep_their_order",
         },
-        parts=Parts(sender=broken.IgnoresPartition),
+        parts=Parts(sender=sending.IgnoresPartition),
     ),
     "makes_topics": Defect(
         {
             "sending.unknown_topic",
             "sending.unknown_topic_refuses_the_batch",
         },
-        parts=Parts(sender=broken.MakesTopics),
+        parts=Parts(sender=sending.MakesTopics),
     ),
     "ignores_start": Defect(
         {
             "receiving.start_latest",
             "replay.start_at_a_time",
         },
-        client=broken.IgnoresStart,
+        client=receiving.IgnoresStart,
     ),
     "ignores_seek": Defect(
         {
@@ -444,7 +443,7 @@ DEFECTS = {
             "replay.seek_is_not_durable",
             "replay.seek_one_partition",
         },
-        parts=Parts(receiver=broken.IgnoresSeek),
+        parts=Parts(receiver=receiving.IgnoresSeek),
     ),
     "cuts_payloads": Defect(
         {
@@ -452,7 +451,7 @@ DEFECTS = {
             "sending.payload_above_the_limit",
             "sending.payload_of_the_limit",
         },
-        parts=Parts(sender=broken.CutsPayloads),
+        parts=Parts(sender=sending.CutsPayloads),
     ),
     "drops_the_refused": Defect(
         {
@@ -461,13 +460,13 @@ DEFECTS = {
             "sending.oversized_message_refuses_the_batch",
             "sending.payload_above_the_limit",
         },
-        parts=Parts(sender=broken.DropsTheRefused),
+        parts=Parts(sender=sending.DropsTheRefused),
     ),
     "guesses_receipts": Defect(
         {
             "sending.receipts_name_the_position",
         },
-        parts=Parts(sender=broken.GuessesReceipts),
+        parts=Parts(sender=sending.GuessesReceipts),
     ),
     "wanders_keys": Defect(
         {
@@ -479,7 +478,7 @@ DEFECTS = {
             "sending.order_over_many_sends",
             "sending.order_within_one_send",
         },
-        parts=Parts(sender=broken.WandersKeys),
+        parts=Parts(sender=sending.WandersKeys),
     ),
     "verifies_nothing": Defect(
         {
@@ -487,7 +486,7 @@ DEFECTS = {
             "admin.verify_looks_at_the_retention",
             "admin.verify_of_a_missing_topic",
         },
-        parts=Parts(admin=broken.VerifiesNothing),
+        parts=Parts(admin=sending.VerifiesNothing),
     ),
     "mixes_groups": Defect(
         {
@@ -502,13 +501,13 @@ DEFECTS = {
             "positions.several_positions",
             "receiving.groups_are_independent",
         },
-        client=broken.MixesGroups,
+        client=receiving.MixesGroups,
     ),
     "shares_ids": Defect(
         {
             "brokertransactions.ids_are_independent",
         },
-        client=broken.SharesIds,
+        client=transactions.SharesIds,
     ),
     "loses_commits": Defect(
         {
@@ -541,7 +540,7 @@ DEFECTS = {
             "positions.several_positions",
             "sending.key_has_one_partition_in_transactions_too",
         },
-        parts=Parts(transaction=broken.LosesCommits),
+        parts=Parts(transaction=transactions.LosesCommits),
     ),
 }
 

@@ -82,6 +82,13 @@ class ConfirmsNothing(SqlDatabase):
         pass
 
 
+class ConfirmsByOnePart(SqlDatabase):
+    """The first part that is published confirms the whole row."""
+
+    def confirm_parts(self, parts: Sequence[tuple[HalfId, int, int]], now_s: float) -> None:
+        self.confirm([id for id, _, _ in parts], now_s)
+
+
 class TakesWhatIsInFlight(SqlDatabase):
     """A message that another open handler holds counts as handled."""
 
@@ -126,6 +133,7 @@ NOTICED: dict[type[SqlDatabase], set[str]] = {
         "ledgers.reserve_while_open",
     },
     ConfirmsNothing: {"ledgers.purge_keeps_what_is_needed", "ledgers.unconfirmed_until_confirmed"},
+    ConfirmsByOnePart: {"ledgers.parts_are_confirmed_together"},
     LosesAttempts: {
         "inboxes.attempts_are_cleared_with_the_effect",
         "inboxes.attempts_are_kept",

@@ -246,6 +246,18 @@ def unconfirmed_until_confirmed(stage: StoreStage) -> None:
     require(open_ not in {row.id for row in stage.database.unconfirmed(40.0, 10_000)}, "listed too early")
 
 
+@store_case(property="a row is confirmed once all its parts are, whoever tells them, and told twice or not")
+def parts_are_confirmed_together(stage: StoreStage) -> None:
+    id = _id(stage)
+    _committed(stage, id, messages=3, created_s=50.0)
+    for parts in ([2], [0], [2], [0, 2], [1]):
+        listed = {row.id for row in stage.database.unconfirmed(60.0, 10_000)}
+        require(id in listed, f"confirmed before part {parts} was told")
+        stage.client().confirm_parts([(id, part, 3) for part in parts], stage.now_s())
+    listed = {row.id for row in stage.database.unconfirmed(60.0, 10_000)}
+    require(id not in listed, "all three parts were told, and it still waits")
+
+
 @store_case(property="purge deletes old settled rows, keeps young ones and those with unconfirmed messages")
 def purge_keeps_what_is_needed(stage: StoreStage) -> None:
     confirmed, waiting, young = (_id(stage) for _ in range(3))
