@@ -236,13 +236,14 @@ def test_a_closed_backend_says_so(station: Station) -> None:
     """Everything of a closed backend raises NotOpen, and closing again does nothing."""
     station.topic()
     backend = station.another()
-    parts = [backend.sender("g"), backend.log("t"), backend.admin()]
+    sender, log, admin = backend.sender("g"), backend.log("t"), backend.admin()
     receiver = backend.receiver(Subscription("g", ("t",)))
     receiver.receive(1, 0.0)
     backend.close()
     backend.close()
-    for part in parts:
-        part.close()
+    sender.close()
+    log.close()
+    admin.close()
     with pytest.raises(NotOpen):
         receiver.receive(1, 0.0)
     with pytest.raises(NotOpen):
