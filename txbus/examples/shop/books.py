@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Table, select
 
 from txbus import Topic
 from txbus.examples.shop.messages import Topics
@@ -27,24 +27,16 @@ from txbus.examples.shop.tables import (
     SHELVES,
     SHELVES_SEEN,
     SHOP_ACCOUNT,
+    Databases,
 )
 
-__all__ = ["Books", "Databases", "Finding", "Published", "audit", "read_published"]
+__all__ = ["Books", "Finding", "Published", "audit", "read_published"]
 
 
 class Payloads(Protocol):
     """Reads what is visible in a topic (`broker.BrokerView`)."""
 
     def payloads(self, topic: Topic[Any]) -> list[Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Databases:
-    """The engines of the three databases."""
-
-    orders: Engine
-    stock: Engine
-    payment: Engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from txbus.examples.shop.report import as_json as result_json
 from txbus.examples.shop.report import judge, progress, show_result
 from txbus.examples.shop.run import RunResult, run_shop, totals_of
 from txbus.examples.shop.windows import Role, Window
-from txbus.settings import mask
+from txbus.settings import mask, parse_url
 
 __all__ = ["run_demo"]
 
@@ -66,6 +66,8 @@ def run_demo(
     """
     kills = _chosen("kills_per_window", kills_per_window, QUICK_KILLS if quick else KILLS_PER_WINDOW, least=1)
     at_random = _chosen("random_kills", random_kills, QUICK_RANDOM_KILLS if quick else RANDOM_KILLS, least=0)
+    if broker is not None and parse_url(broker)[0].scheme == "memory":
+        raise ConfigurationError(f"broker {mask(broker)} lives in one process; the demo's services are several")
     file = read_orders(orders if orders is not None else sample_path())
     rows_max = QUICK_ROWS if quick else None
     rows = file.rows[:rows_max]

@@ -19,13 +19,14 @@ FOLDER_VARIABLE = "TXBUS_DEMO_FOLDER"
 _FILE = "shop.json"
 
 PACE: SettingsArguments = {
-    "lease_s": 1.5,
+    "lease_s": 1.2,
     "poll_s": 0.25,
     "check_after_s": 0.5,
     "check_interval_s": 0.25,
     "half_partitions": 4,
     "topic_partitions": 4,
     "workers": 2,
+    "max_in_flight": 128,
     "stop_timeout_s": 5.0,
     "create_schema": True,
 }
@@ -70,6 +71,10 @@ class Place:
     def journal(self, role: str) -> Path:
         """Where a process appends what txbus tells it, a line an event."""
         return self.folder / f"{role}.events"
+
+    def pid(self, role: str) -> Path:
+        """Where a process writes its number."""
+        return self.folder / f"{role}.pid"
 
     def log(self, role: str) -> Path:
         """What a process wrote to its standard error."""

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     _die_with_parent()
     place, role = Place.load(chosen.folder), Role(chosen.role)
+    place.pid(role.value).write_text(f"{os.getpid()}\n")
     run = _run_naive if chosen.naive else _run
     run(place, role, chosen.kill)
     return 0

@@ -45,7 +45,10 @@ def judge(result: RunResult, hits_min: int) -> Verdict:
     for window in Window:
         hits = result.tally.windows[window]
         if window in result.windows and hits < hits_min:
-            reasons.append(f"window {window.value!r} was hit {hits} times, not {hits_min}")
+            reasons.append(
+                f"window {window.value!r} was hit {hits} times, not {hits_min}; "
+                "more orders or fewer kills leave room for all"
+            )
     if not result.check_backs:
         reasons.append("no check-back was asked, so none was shown to work")
     if not result.suppressed:

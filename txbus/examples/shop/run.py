@@ -13,14 +13,14 @@ from sqlalchemy import Engine, Table, func, select
 
 from txbus import Topic
 from txbus.examples.shop import orders
-from txbus.examples.shop.books import Books, Databases, audit, read_published
+from txbus.examples.shop.books import Books, audit, read_published
 from txbus.examples.shop.broker import BrokerView, looking, traits_of
 from txbus.examples.shop.opening import decide, open_shop
 from txbus.examples.shop.orderfile import OrderRow
 from txbus.examples.shop.place import PACE, Place
 from txbus.examples.shop.plan import KillPlan
 from txbus.examples.shop.supervisor import Supervisor, Tally
-from txbus.examples.shop.tables import CHARGES, RESERVATIONS, create_tables, engine_for
+from txbus.examples.shop.tables import CHARGES, RESERVATIONS, Databases, create_tables, engine_for
 from txbus.examples.shop.windows import Role, Window
 
 __all__ = ["Progress", "RunResult", "ShowProgress", "run_shop", "totals_of"]
@@ -85,7 +85,7 @@ def run_shop(place: Place, rows: Sequence[OrderRow], plan: KillPlan, *, naive: b
     supervisor = Supervisor(place, plan, naive=naive)
     began_s = time.monotonic()
     try:
-        create_tables(databases.orders, databases.stock, databases.payment, rows, opening)
+        create_tables(databases, rows, opening)
         with looking(place) as view:
             sizes = len(rows), len(expected.committed)
             meter = _Meter(place, view, databases, sizes, supervisor, naive=naive, show=show)
@@ -99,8 +99,7 @@ def run_shop(place: Place, rows: Sequence[OrderRow], plan: KillPlan, *, naive: b
             published = read_published(view, place.topics)
         books = audit(rows, opening, expected, databases, published, published_once=traits_of(place).publishes_once)
     finally:
-        for engine in (databases.orders, databases.stock, databases.payment):
-            engine.dispose()
+        databases.close()
     left = sum(len(orders) for orders in supervisor.left.values())
     return RunResult(books, supervisor.tally, _events(place), plan.windows, left, seconds)
 

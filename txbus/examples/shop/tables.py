@@ -7,6 +7,7 @@ the very thing that the books look for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "SHELVES",
     "SHELVES_SEEN",
     "SHOP_ACCOUNT",
+    "Databases",
     "create_tables",
     "engine_for",
 ]
@@ -118,22 +120,36 @@ def engine_for(path: Path) -> Engine:
     return engine
 
 
-def create_tables(orders: Engine, stock: Engine, payment: Engine, rows: Sequence[OrderRow], opening: Opening) -> None:
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """The engines of the three databases."""
+
+    orders: Engine
+    stock: Engine
+    payment: Engine
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        for engine in (self.orders, self.stock, self.payment):
+            engine.dispose()
+
+
+def create_tables(databases: Databases, rows: Sequence[OrderRow], opening: Opening) -> None:
     """Make the three databases as they are before the first order."""
     currencies = sorted({row.currency for row in rows})
     shelves = opening.shelves.items()
     accounts = opening.accounts.items()
-    with orders.begin() as connection:
+    with databases.orders.begin() as connection:
         _ORDERS_DB.create_all(connection)
         connection.execute(insert(SHELVES_SEEN), [{"sku": sku, "available": count} for sku, count in shelves])
         connection.execute(
             insert(CREDITS),
             [{"customer": owner, "currency": c, "available_cents": cents} for (owner, c), cents in accounts],
         )
-    with stock.begin() as connection:
+    with databases.stock.begin() as connection:
         _STOCK_DB.create_all(connection)
         connection.execute(insert(SHELVES), [{"sku": sku, "on_hand": count} for sku, count in shelves])
-    with payment.begin() as connection:
+    with databases.payment.begin() as connection:
         _PAYMENT_DB.create_all(connection)
         connection.execute(
             insert(ACCOUNTS),
