@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.unit.cli.conftest import App
-from txbus import Envelope, Outcome
-from txbus._halflog.records import HalfEntry, encode, half_partition, half_topic
+from txbus import Bus, Envelope, Outcome
+from txbus._halflog.records import HalfEntry, encode, half_partition, half_topic, split
 from txbus._halves import Half, HalfId
 from txbus._wire import SendOptions
 from txbus.stores.contract import LedgerRow
@@ -32,9 +32,7 @@ def write_half(
         partition = half_partition(key, bus.settings.half_partitions)
         first = (0, 0) if parked is not None else None
         record = encode([HalfEntry(half, first=first, parked=parked)])
-        sender = bus.opened.backend.sender("shop")
-        sender.append(Envelope(half_topic("shop"), record), partition).result(30)
-        sender.close()
+        append(bus, partition, record)
     return partition
 
 
@@ -53,3 +51,29 @@ def ledger(app: App, tx_id: str) -> dict[int, Outcome]:
     rows = {row.id.attempt: row.outcome for row in database.attempts_of(tx_id)}
     database.close()
     return rows
+
+
+def write_wide_half(app: App, tx_id: str) -> set[int]:
+    """An undecided half with a message in each half partition; returns the partitions."""
+    bus = app.bus()
+    with bus.open(relay="outside"):
+        topic = next(t for t in bus.topics if t.name == "placed")
+        envelopes = tuple(bus.opened.make_envelope(topic, topic.model(number=n), SendOptions()) for n in range(20))
+        identity = bus.opened.databases["shop"].identity()
+        parts = split(Half(HalfId(tx_id, 1), identity, "shop", bus.ports.clock.wall_s(), envelopes), 2)
+        for partition, entry in parts.items():
+            append(bus, partition, encode([entry]))
+    return set(parts)
+
+
+def write_damaged(app: App) -> None:
+    """A record that nobody can read, in half partition 0."""
+    bus = app.bus()
+    with bus.open(relay="outside"):
+        append(bus, 0, b"TXH1 and then nothing good")
+
+
+def append(bus: Bus, partition: int, record: bytes) -> None:
+    sender = bus.opened.backend.sender("shop")
+    sender.append(Envelope(half_topic("shop"), record), partition).result(30)
+    sender.close()

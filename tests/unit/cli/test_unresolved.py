@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.unit.cli.conftest import App, Invoke
-from tests.unit.cli.halves import ledger, write_half, write_ledger
+from tests.unit.cli.halves import ledger, write_damaged, write_half, write_ledger, write_wide_half
 from tests.unit.cli.test_run import PATIENCE_S, running
 from txbus import Outcome
 
@@ -158,6 +158,26 @@ def test_a_half_of_a_ledger_that_is_gone_can_be_settled_on_demand(shop: App, inv
     write_half(shop, "tx-foreign", ledger_id="elsewhere")
     assert invoke("unresolved", "resolve", shop.name, "tx-foreign", "--rollback", "--foreign").code == 0
     assert ledger(shop, "tx-foreign") == {1: Outcome.ROLLED_BACK}
+
+
+def test_a_half_in_several_partitions_is_settled_in_all_of_them(shop: App, invoke: Invoke, script: Invoke) -> None:
+    """Each of its parts gets the operator's word, and all its messages are published."""
+    partitions = write_wide_half(shop, "tx-wide")
+    assert partitions == {0, 1}
+    done = invoke("unresolved", "resolve", shop.name, "tx-wide", "--commit", "--json")
+    assert (done.code, set(json.loads(done.out)["partitions"])) == (0, partitions)
+    assert sorted(numbers(shop, script)) == list(range(20))
+    assert listed(shop, invoke) == {}
+
+
+def test_a_damaged_record_hides_no_other(shop: App, invoke: Invoke) -> None:
+    """It is named on stderr and skipped, as the relay does."""
+    write_damaged(shop)
+    write_half(shop, "tx-a", number=1)
+    write_half(shop, "tx-b", number=2)
+    done = invoke("unresolved", "list", shop.name, "--json")
+    assert "txbus.half.shop/0 at 0 skipped" in done.err
+    assert {half["tx_id"] for half in json.loads(done.out)["halves"]} == {"tx-a", "tx-b"}
 
 
 def test_an_open_local_transaction_is_not_overruled(shop: App, invoke: Invoke) -> None:
