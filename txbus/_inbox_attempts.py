@@ -88,12 +88,13 @@ class Attempts:
         # Read anew each time: another process may have owned the partition meanwhile and this one
         # not know it yet. What that one raised the marker past is not free here.
         marker = self._database.runs_started(self._scope, where.topic, where.partition) or 0
-        same = claim is not None and claim.gain == gain and claim.below == marker
-        start = claim.start if claim is not None and same else marker
         below = marker
         if offset >= marker:
             below = max(run.ownership.end, offset + 1 + self._ahead)
-            self._database.start_runs(self._scope, where.topic, where.partition, below)
+            # It may have been raised since it was read; what it was when this process raised it counts.
+            marker = self._database.start_runs(self._scope, where.topic, where.partition, below) or 0
+        same = claim is not None and claim.gain == gain and claim.below == marker
+        start = claim.start if claim is not None and same else marker
         self._claims[where] = claimed = _Claim(gain, start, below)
         return claimed
 

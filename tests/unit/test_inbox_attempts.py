@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from tests.unit.test_consumer_broker import PATIENCE_S
+from tests.unit.test_consumer_broker import PATIENCE_S, PORTS
 from tests.unit.test_inbox import Order, Shop, effect, handle, run_of
 from txbus._consumer_contract import Done, GiveBack, RetryAfter, Run
+from txbus._inbox_attempts import Attempts
 from txbus._inbox_signature import Delivery
 from txbus._retry import Retry
 from txbus.errors import StoreUnavailable
@@ -222,6 +223,30 @@ def test_a_broker_that_counts_needs_no_marker(shop: Shop) -> None:
     assert database.calls == {}
     handle(handler, run_of(1, attempt=2))
     assert database.calls["record_attempt"] == 1
+
+
+def test_two_processes_that_both_believe_to_own_a_partition_do_not_both_run_free(shop: Shop) -> None:
+    """Both read the same marker before either raises it: only one may run the message uncounted."""
+    both = threading.Barrier(2)
+
+    class ReadTogether(SqlDatabase):
+        def runs_started(self, scope: str, topic: str, partition: int) -> int | None:
+            read = super().runs_started(scope, topic, partition)
+            both.wait(PATIENCE_S)
+            return read
+
+    free: list[bool] = []
+
+    def process() -> None:
+        database = ReadTogether("shop", shop.engine, PORTS, shop.log)
+        free.append(Attempts("reserve", database, PORTS, 64, False).free(run_of(0)))
+
+    threads = [threading.Thread(target=process) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(free) == [False, True]
 
 
 def test_what_another_process_claimed_is_counted(shop: Shop) -> None:

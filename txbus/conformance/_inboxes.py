@@ -134,13 +134,15 @@ def attempts_are_cleared_with_the_effect(stage: StoreStage) -> None:
         require((left is None) is commit, f"commit={commit}: {left}")
 
 
-@store_case(property="runs_started is None at first, and start_runs only raises it")
+@store_case(property="runs_started is None at first; start_runs only raises it and tells what it was before")
 def started_runs_only_grow(stage: StoreStage) -> None:
     scope, topic = stage.harness.unique("scope"), "orders"
     require(stage.database.runs_started(scope, topic, 0) is None, "started before anything ran")
+    before: int | None = None
     for below, wanted in ((5, 5), (9, 9), (7, 9), (9, 9)):
-        stage.database.start_runs(scope, topic, 0, below)
-        got = stage.client().runs_started(scope, topic, 0)
+        told = stage.database.start_runs(scope, topic, 0, below)
+        require(told == before, f"start_runs({below}) told {told}, it was {before}")
+        before = got = stage.client().runs_started(scope, topic, 0)
         require(got == wanted, f"after start_runs({below}): {got}, not {wanted}")
     require(stage.database.runs_started(scope, topic, 1) is None, "another partition was raised too")
 

@@ -84,6 +84,7 @@ class Inbox:
         self._first_attempt = flavour.insert_ignore(ATTEMPTS)
         this_partition = _same(RUNS, "scope", "topic", "partition_no")
         self._runs = flavour.compile(select(r.below).where(*this_partition))
+        self._lock_runs = flavour.compile(select(r.below).where(*this_partition).with_for_update())
         self._raise_runs = flavour.compile(
             update(RUNS).where(*this_partition, r.below < value("below")).values(below=value("below"))
         )
@@ -132,14 +133,18 @@ class Inbox:
             row = self._runs.row(connection, _partition_key(scope, topic, partition))
         return None if row is None else int(row[0])
 
-    def start_runs(self, scope: str, topic: str, partition: int, below: int) -> None:
+    def start_runs(self, scope: str, topic: str, partition: int, below: int) -> int | None:
         """See `Database.start_runs`."""
         values = _partition_key(scope, topic, partition) | {"below": below}
         with self._gate.write("noting started runs") as connection:
-            raised = self._raise_runs.run(connection, values)
-            if raised == 0 and self._first_runs.run(connection, values) == 0:
-                # A row is there: high enough, or inserted lower by another process just now.
-                self._raise_runs.run(connection, values)
+            row = self._lock_runs.row(connection, values)
+            if row is None:
+                if self._first_runs.run(connection, values):
+                    return None
+                # Another process inserted it in between and has committed; its row can be locked now.
+                row = self._lock_runs.row(connection, values)
+            self._raise_runs.run(connection, values)
+            return int(row[0])
 
     def record_dead_letter(self, letter: DeadLetter) -> None:
         """See `Database.record_dead_letter`."""

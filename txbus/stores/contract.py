@@ -294,8 +294,10 @@ class Database(Protocol):
         """Offsets below this one may have been run before, by any process."""
         ...
 
-    def start_runs(self, scope: str, topic: str, partition: int, below: int) -> None:
-        """Raise `runs_started` (never lower it); committed on return."""
+    def start_runs(self, scope: str, topic: str, partition: int, below: int) -> int | None:
+        """Raise `runs_started` (never lower it) and return what it was just before, None if it was
+        not there; read and raised in one step, so that of two callers only one finds an offset above
+        it. Committed on return."""
         ...
 
     def record_dead_letter(self, letter: DeadLetter) -> None:

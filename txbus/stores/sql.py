@@ -167,8 +167,8 @@ class SqlDatabase:
     def runs_started(self, scope: str, topic: str, partition: int) -> int | None:
         return self._inbox.runs_started(scope, topic, partition)
 
-    def start_runs(self, scope: str, topic: str, partition: int, below: int) -> None:
-        self._inbox.start_runs(scope, topic, partition, below)
+    def start_runs(self, scope: str, topic: str, partition: int, below: int) -> int | None:
+        return self._inbox.start_runs(scope, topic, partition, below)
 
     def record_dead_letter(self, letter: DeadLetter) -> None:
         self._inbox.record_dead_letter(letter)

@@ -146,6 +146,23 @@ def test_concurrent_attempts_and_runs(shop: Shop) -> None:
     assert shop.database().attempt("s", "a", "b") is not None
 
 
+def test_concurrent_claims_of_runs_never_overlap(shop: Shop) -> None:
+    """Of eight clients that raise started runs at once, each is told what it was just before: the
+    ranges between what was told and what was asked for are disjoint and leave no gap."""
+    barrier = threading.Barrier(8)
+
+    def claim(number: int) -> list[tuple[int, int]]:
+        database = shop.database()
+        barrier.wait()
+        asked = range(number + 1, 41, 8)
+        told = [(database.start_runs("s", "topic", 0, below) or 0, below) for below in asked]
+        return [(before, below) for before, below in told if before < below]
+
+    with ThreadPoolExecutor(8) as pool:
+        claimed = sorted(found for share in pool.map(claim, range(8)) for found in share)
+    assert [offset for before, below in claimed for offset in range(before, below)] == list(range(40))
+
+
 def test_runs_beyond_32_bits(database: SqlDatabase) -> None:
     """Offsets of large logs fit."""
     database.start_runs("s", "topic", 7, 2**40)
