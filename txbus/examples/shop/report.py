@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ __all__ = ["Verdict", "as_json", "judge", "progress", "show_result"]
 
 _LINE_EVERY_S = 5.0
 _FINDINGS_SHOWN = 10
+_TEXT_COLUMNS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +67,24 @@ def progress(title: str, out: TextIO) -> Iterator[ShowProgress]:
         yield _Lines(title, out).show
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    # All of it fits into 80 columns, so that nothing is cut off.
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("kills {task.fields[kills]}"),
-        TimeElapsedColumn(),
+        BarColumn(bar_width=18),
+        TextColumn("{task.completed:,.0f}/{task.fields[all]} {task.fields[rate]} kills {task.fields[kills]}"),
+        TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[stage]}", style="dim"),
     )
     began_s = time.monotonic()
     with Bar(*columns, console=Console(file=out), refresh_per_second=5) as bar:
-        task = bar.add_task(title, total=None, rate="", kills=0, stage="starting")
+        task = bar.add_task(title, total=None, all="", rate="", kills=0)
 
         def show(now: Progress) -> None:
             rate = f"{now.done / max(0.1, time.monotonic() - began_s):,.0f}/s"
-            bar.update(task, completed=now.done, total=now.total, rate=rate, kills=now.kills, stage=now.stage)
+            bar.update(task, completed=now.done, total=now.total, all=f"{now.total:,}", rate=rate, kills=now.kills)
 
         yield show
 
@@ -146,7 +145,7 @@ def _table(result: RunResult, naive: RunResult | None, bad_rows: int) -> list[_R
 
     rows = [
         count("orders committed", lambda r: r.books.committed),
-        count("orders refused, rolled back after their messages were sent", lambda r: r.books.refused),
+        count("orders refused, rolled back", lambda r: r.books.refused),
         count("   messages of refused orders", lambda r: r.books.messages_of_refused, bad=True),
         _Row("bad rows of the file skipped", f"{bad_rows:,}", f"{bad_rows:,}" if naive is not None else ""),
     ]
@@ -160,20 +159,18 @@ def _table(result: RunResult, naive: RunResult | None, bad_rows: int) -> list[_R
         row(
             "sum of balances", lambda r: "unchanged" if r.books.balanced else "CHANGED", lambda r: not r.books.balanced
         ),
-        count("orders of which something is LOST", found("lost"), bad=True),
-        count("orders with a PHANTOM (an effect or message of no order)", found("phantom"), bad=True),
-        count("orders of which something is DOUBLED", found("doubled"), bad=True),
-        count("   customers charged again for the same order", _charged_again, bad=True),
-        count("rows that contradict the file or one another", lambda r: len(r.books.wrong), bad=True),
+        count("orders with something LOST", found("lost"), bad=True),
+        count("orders with something PHANTOM", found("phantom"), bad=True),
+        count("orders with something DOUBLED", found("doubled"), bad=True),
+        count("   customers charged again for one order", _charged_again, bad=True),
+        count("contradictions to the file or one another", lambda r: len(r.books.wrong), bad=True),
         _Row("how it came about", heading=True),
         row("check-backs answered", lambda r: f"{r.check_backs:,}" if r.check_backs else "–"),
         row("duplicates suppressed", lambda r: f"{r.suppressed:,}" if r.suppressed else "–"),
     ]
     for window in Window:
-        naively = f" (naive: {window.naively})" if naive is not None else ""
-        label = f"kill -9: {window.value}{naively}"
         if window in result.windows:
-            rows.append(count(label, lambda r, w=window: r.tally.windows[w]))
+            rows.append(count(f"kill -9: {window.value}", lambda r, w=window: r.tally.windows[w]))
     rows += [
         count("kill -9 at random moments", lambda r: r.tally.random),
         count("processes started", lambda r: r.tally.starts),
@@ -195,7 +192,11 @@ _EXPLANATIONS = (
     "message was due. With txbus the half message was there before COMMIT; check-back found the row.",
     "DOUBLED, naively: killed after the effect and before the ack. The broker delivers again, and the handler "
     "does it again. With txbus the message's id was written in the same local transaction.",
-    "Refused orders: their messages were handed over before the refusal. The rollback took them along.",
+    "PHANTOM: an effect or message of no order. Those of refused orders would be that: they were handed to "
+    "tx.send before the refusal, and the rollback takes them along. (The naive shop refuses before it sends.)",
+    "The naive shop has no half message and no relay; it is killed at the moments that correspond: "
+    + "; ".join(f"{window.value} → {window.naively}" for window in Window)
+    + ".",
 )
 
 
@@ -209,7 +210,7 @@ def show_result(
     else:
         _plain_table(rows, naive is not None, out)
     for text in _EXPLANATIONS if naive is not None else ():
-        print(f"* {text}", file=out)
+        print(textwrap.fill(text, _TEXT_COLUMNS, initial_indent="* ", subsequent_indent="  "), file=out)
     for name in ("lost", "phantom", "doubled", "wrong"):
         _show_findings(name, getattr(result.books, name), out)
     if verdict.good:

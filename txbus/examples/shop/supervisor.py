@@ -142,7 +142,8 @@ class Supervisor:
 
     def _kill_at_random(self, role: Role) -> None:
         service = self._running.get(role)
-        if service is None:
+        if service is None or service.process.poll() is not None:
+            # The order service is done with the file: there is work elsewhere.
             service = self._running.get(Role.STOCK)
         if service is not None:
             service.kill()
