@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,6 +132,15 @@ class ModelDatabase:
 
     def adopt(self, owner: Any, hooks: AttachHooks) -> LocalTransaction:
         raise NotImplementedError
+
+    def adopt_sessions(self, maker: Any, hooks_for: Callable[[Any], AttachHooks]) -> Callable[[], None]:
+        raise NotImplementedError
+
+    def hooks_of(self, owner: Any) -> AttachHooks | None:
+        return None
+
+    def makes_sessions(self, owner: Any) -> bool:
+        return False
 
     def recognises(self, owner: Any) -> bool:
         return False
