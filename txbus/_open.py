@@ -159,7 +159,7 @@ class OpenBus:
                 if isinstance(known, AttachedScope):
                     return known
                 scope = self._attached_scope(database)
-                database.adopt(owner, scope)
+                scope.join(database.adopt(owner, scope))
                 return scope
         raise ConfigurationError(
             f"attach({type(owner).__name__}): it belongs to none of this bus's databases ({self._known()}); "

@@ -180,9 +180,13 @@ class _Sending:
         if self._channel is None:
             raise ConfigurationError("this bus has no half message channel: it was opened without any database")
         envelope = self._make(topic, payload, options)
+        self._reach()
         self._outgoing.envelopes.append(envelope)
         assert envelope.id is not None
         return envelope.id
+
+    def _reach(self) -> None:
+        """The local transaction has begun, or begins now, before a message is noted for it."""
 
     # savepoints (`SavepointHooks`)
 
@@ -409,8 +413,20 @@ class AttachedScope(_Sending):
     durable before the caller's COMMIT is issued, and the outcome follows it.
     """
 
+    _joined: LocalTransaction | None = None
+
     def attached(self) -> None:
         self._opened()
+
+    def join(self, local: LocalTransaction) -> None:
+        """This is the caller's local transaction; a Session may not have begun it."""
+        self._joined = local
+
+    def _reach(self) -> None:
+        # A Session that has not begun fires no event when it is rolled back: what was sent would go
+        # with a later, unrelated commit. So it begins with its first message.
+        if self._joined is not None:
+            _ = self._joined.connection
 
     def before_commit(self, transaction: LocalTransaction) -> None:
         self._before_commit(transaction)

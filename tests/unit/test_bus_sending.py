@@ -305,6 +305,24 @@ class TestAttach:
             test.run_until_idle()
             assert len(test.sent(orders)) == count(shop.engine) == 1
 
+    @pytest.mark.parametrize("how", ["rollback", "close"])
+    def test_a_session_that_had_not_begun_drops_its_messages_too(self, tmp_path: Path, how: str) -> None:
+        """What was sent before any statement does not go with a later, unrelated commit."""
+        with floor(tmp_path) as shop, shop.working() as test:
+            with Session(shop.engine) as session:
+                shop.bus.attach(session).send(orders, Order(sku="never"))
+                getattr(session, how)()
+                session.execute(insert(sales), {"sku": "a"})
+                session.commit()
+            test.run_until_idle()
+            assert test.sent(orders) == []
+
+    def test_a_connection_that_has_not_begun_is_refused(self, tmp_path: Path) -> None:
+        with floor(tmp_path) as shop, shop.engine.connect() as connection:
+            scope = shop.bus.attach(connection)
+            with pytest.raises(ConfigurationError, match="begin"):
+                scope.send(orders, Order(sku="never"))
+
     def test_a_connection_in_autocommit_is_refused(self, tmp_path: Path) -> None:
         with floor(tmp_path) as shop, shop.engine.connect() as connection:
             autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")

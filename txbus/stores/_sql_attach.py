@@ -56,8 +56,17 @@ class AdoptedTransaction(SqlTransaction):
 
     @property
     def connection(self) -> Connection:
-        """The caller's Connection; of a Session that has none yet it is made."""
+        """The caller's Connection; of a Session that has none yet it is made.
+
+        ConfigurationError for a Connection that has not begun: its rollback would fire no event, and
+        what was sent would go with a later, unrelated commit.
+        """
         connection = None if self._connection is None else self._connection()
+        if connection is not None and not self._committing and not connection.in_transaction():
+            raise ConfigurationError(
+                f"database {self._gate.name!r}: the attached {self._kind} has not begun its transaction: send inside "
+                "of `with connection.begin():`"
+            )
         if connection is None:
             owner = self._owner()
             if not isinstance(owner, Session):

@@ -201,7 +201,9 @@ class Database(Protocol):
     def adopt(self, owner: Any, hooks: AttachHooks) -> LocalTransaction:
         """Hook into the transaction of a Session or Connection that the caller ends.
 
-        ConfigurationError for AUTOCOMMIT or a Session of another database."""
+        A Session that has not begun does so when the result's `LocalTransaction.connection` is
+        asked for; a Connection that has not is a ConfigurationError then. ConfigurationError for
+        AUTOCOMMIT, and for a Session of another database."""
         ...
 
     def hooks_of(self, owner: Any) -> AttachHooks | None:

@@ -251,8 +251,10 @@ def test_messages_alone_are_committed(shop: Shop, database: SqlDatabase, kind: s
         hooks = Hooks()
         transaction = database.adopt(owner, hooks)
         if isinstance(owner, Connection):
-            assert transaction.connection is owner
+            with pytest.raises(ConfigurationError, match="has not begun"):
+                _ = transaction.connection
             owner.begin()
+            assert transaction.connection is owner
         owner.commit()
         assert hooks.heard == ["before_commit", "after_commit"]
     assert outcome(shop) is Outcome.COMMITTED
