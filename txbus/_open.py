@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from txbus import _registry
 from txbus._atomic import AtomicPool, AtomicScope
 from txbus._capability import Capabilities, Capability, TopicKind
-from txbus._checks import check_capabilities, check_schema, derives_half_messages, refuse
+from txbus._checks import (
+    check_capabilities,
+    check_partitions,
+    check_schema,
+    derives_half_messages,
+    missing,
+    refuse,
+)
 from txbus._consumer_contract import ConsumerHealth
 from txbus._consuming import Consuming
 from txbus._declare import HandlerDeclaration
@@ -29,7 +37,7 @@ from txbus._trace import current_traceparent
 from txbus._transactional import AttachedScope, AttachedSessions, LocalBudget, TransactionScope, settle_outcome
 from txbus._wire import SendOptions, make_envelope, source_of, trace_id
 from txbus.errors import CapabilityMissing, ConfigurationError, NotOpen, StoreBusy
-from txbus.settings import Settings, inbox_horizon_s
+from txbus.settings import Settings, inbox_horizon_s, mask
 from txbus.spi import Backend, BackendURL, Sender, TopicSpec
 from txbus.stores.contract import Database
 
@@ -76,8 +84,6 @@ class OpenBus:
         self._local_budget = LocalBudget(
             local_timeout_s=settings.local_timeout_s, half_timeout_s=settings.half_timeout_s
         )
-        self.maintenance = Maintenance(service, databases, ports, self.emit, self._maintenance_budget())
-        self.channel: HalfChannel | None = self._make_channel() if databases else None
         self.relay: Relay | None = None
         self._pool = AtomicPool(
             lambda: backend.broker_transactions(
@@ -87,6 +93,10 @@ class OpenBus:
         )
         self.consuming = Consuming(self)
         self._runner = Runner(self)
+        # Last, because it runs from here on.
+        self._check_halves()
+        self.maintenance = Maintenance(service, databases, ports, self.emit, self._maintenance_budget())
+        self.channel: HalfChannel | None = self._make_channel() if databases else None
 
     @classmethod
     def open(
@@ -114,12 +124,14 @@ class OpenBus:
             _prepare_topics(backend, service, topics, settings, bool(databases))
             opened = cls(service, backend, databases, topics, handlers, checkers, settings, ports, events)
         except BaseException:
-            for database in databases.values():
-                database.close()
-            backend.close()
+            _close_all(*(database.close for database in databases.values()), backend.close)
             raise
-        if settings.relay == "inside" and databases:
-            opened.start_relay()
+        try:
+            if settings.relay == "inside" and databases:
+                opened.start_relay()
+        except BaseException:
+            opened.close()
+            raise
         return opened
 
     @staticmethod
@@ -128,23 +140,25 @@ class OpenBus:
         Consuming.check_signature(declared)
 
     def close(self) -> None:
-        self.stop()
-        if self.relay is not None:
-            self.relay.stop(self.settings.stop_timeout_s)
-        if isinstance(self.channel, HalfLogSender):
-            self.channel.close()
-        self.maintenance.stop()
-        self._pool.close()
-        self._sender.close()
-        self.backend.close()
-        for database in self.databases.values():
-            database.close()
+        """Each part is closed, whatever another one raises; the first error passes."""
+        relay, channel = self.relay, self.channel
+        _close_all(
+            self.stop,
+            lambda: relay.stop(self.settings.stop_timeout_s) if relay is not None else None,
+            lambda: channel.close() if isinstance(channel, HalfLogSender) else None,
+            self.maintenance.stop,
+            self._pool.close,
+            self._sender.close,
+            self.backend.close,
+            *(database.close for database in self.databases.values()),
+        )
 
     # sending
 
-    def transaction(self, database: Any, tx_id: str | None) -> TransactionScope:
+    def transaction(self, database: Any, tx_id: str | None, trace: str = "") -> TransactionScope:
+        """``trace``: the trace id of its events where no span is current."""
         return TransactionScope(
-            **self._sending(self._database(database)),
+            **self._sending(self._database(database), trace),
             half_id=HalfId(tx_id or self.ports.entropy.unique_id(), 1),
             named=tx_id is not None,
         )
@@ -179,7 +193,7 @@ class OpenBus:
     def _known(self) -> str:
         return ", ".join(sorted(self.databases)) or "none"
 
-    def _sending(self, database: Database) -> dict[str, Any]:
+    def _sending(self, database: Database, trace: str = "") -> dict[str, Any]:
         traceparent = current_traceparent()
         return {
             "service": self.service,
@@ -189,7 +203,7 @@ class OpenBus:
             "ports": self.ports,
             "emit": self.emit,
             "budget": self._local_budget,
-            "trace_id": trace_id({"traceparent": traceparent}) if traceparent else "",
+            "trace_id": trace_id({"traceparent": traceparent}) if traceparent else trace,
         }
 
     def _database(self, wanted: Any) -> Database:
@@ -202,7 +216,7 @@ class OpenBus:
                 if database.recognises(wanted):
                     return database
         raise ConfigurationError(
-            f"transaction({wanted!r:.100}): this bus has no such database (it has: {self._known()}); "
+            f"transaction({_shown(wanted)}): this bus has no such database (it has: {self._known()}); "
             "name one of Bus(databases={...}), or attach() to a Session that is open already"
         )
 
@@ -216,7 +230,7 @@ class OpenBus:
             unique_id=self.ports.entropy.unique_id,
             traceparent=current_traceparent(),
         )
-        refuse(self.capabilities, self.backend.name, self.topics, envelope)
+        refuse(self.capabilities, self.backend.name, self.topics, envelope, options.deliver_after_s)
         return envelope
 
     def capabilities(self, kind: TopicKind) -> Capabilities:
@@ -245,10 +259,11 @@ class OpenBus:
             self._ensured.add(name)
 
     def atomic(self) -> AtomicScope:
-        if Capability.BROKER_TRANSACTION not in self.capabilities(TopicKind.PLAIN):
-            raise CapabilityMissing(
-                f"bus.atomic() needs {Capability.BROKER_TRANSACTION.value}, which the backend {self.backend.name!r} "
-                "does not keep; what works instead: bus.transaction() with a database"
+        capabilities = self.capabilities(TopicKind.PLAIN)
+        if Capability.BROKER_TRANSACTION not in capabilities:
+            raise missing(
+                self.backend.name, capabilities, "bus.atomic()", Capability.BROKER_TRANSACTION,
+                "it makes each message visible by itself", "bus.send for each message",
             )
         return AtomicScope(self._pool, self.make_envelope)
 
@@ -270,13 +285,15 @@ class OpenBus:
 
     # the half log
 
-    def _make_channel(self) -> HalfLogSender:
-        settings = self.settings
-        if not derives_half_messages(self.capabilities(TopicKind.PLAIN).native):
+    def _check_halves(self) -> None:
+        if self.databases and not derives_half_messages(self.capabilities(TopicKind.PLAIN).native):
             raise CapabilityMissing(
                 f"the backend {self.backend.name!r} has half messages of its own, which this version of txbus "
                 "cannot use yet; use a backend with broker transactions"
             )
+
+    def _make_channel(self) -> HalfLogSender:
+        settings = self.settings
         return HalfLogSender(
             self.backend.sender(self.service),
             half_topic(self.service),
@@ -325,6 +342,10 @@ class OpenBus:
         self._runner.stop()
         self.consuming.stop(self.settings.stop_timeout_s)
 
+    def handlers_ended(self) -> None:
+        """A consumer has ended; called by its thread."""
+        self._runner.nudge()
+
     def run(self, until_idle: float | None, max_messages: int | None, workers: int | None) -> int:
         return self._runner.run(until_idle, max_messages, workers)
 
@@ -345,6 +366,17 @@ class OpenBus:
         return BusHealth(ok, handlers, relay)
 
 
+def _close_all(*closing: Callable[[], None]) -> None:
+    with ExitStack() as stack:
+        for close in reversed(closing):
+            stack.callback(close)
+
+
+def _shown(wanted: Any) -> str:
+    """What was given in place of a database; it may be a URL with a password."""
+    return repr(mask(wanted)) if isinstance(wanted, str) else f"{wanted!r:.100}"
+
+
 def _prepare_topics(
     backend: Backend, service: str, topics: Mapping[str, Topic[Any]], settings: Settings, halves: bool
 ) -> None:
@@ -356,14 +388,19 @@ def _prepare_topics(
     internal = TopicSpec(half_topic(service), settings.half_partitions, retention_s=None, internal=True)
     admin = backend.admin()
     try:
-        found = admin.describe([spec.name for spec in specs] + ([internal.name] if halves else []))
-        missing = [spec for spec in specs if found[spec.name] is None]
-        if missing and not settings.create_topics:
-            names = ", ".join(repr(spec.name) for spec in missing)
+        wanted = [*specs, internal] if halves else specs
+        check_partitions(backend, wanted)
+        found = admin.describe([spec.name for spec in wanted])
+        absent = [spec for spec in wanted if found[spec.name] is None]
+        if absent and not settings.create_topics:
+            each = ", ".join(f"{spec.name!r} with {spec.partitions} partitions" for spec in absent)
             raise ConfigurationError(
-                f"topics {names} do not exist and create_topics is off: create them, or leave create_topics on"
+                f"these topics do not exist and create_topics is off: {each}; create them, {internal.name!r} without "
+                "limit of retention, or leave create_topics on"
+                if internal in absent
+                else f"these topics do not exist and create_topics is off: {each}; create them, or leave create_topics on"
             )
-        admin.create([*missing, *([internal] if halves and found[internal.name] is None else [])])
+        admin.create(absent)
         if halves:
             wrong = admin.verify(internal)
             if wrong:
@@ -388,6 +425,7 @@ def _relay_budget(settings: Settings) -> RelayBudget:
         ),
         desk=LedgerDeskBudget(
             lock_wait_s=settings.check_lock_wait_s,
+            held_after_s=settings.local_timeout_s + settings.half_timeout_s,
             round_s=settings.check_budget_s,
             retention_s=settings.ledger_retention_s,
             check_max=settings.check_max,

@@ -29,9 +29,11 @@ ConfirmedSteps = Callable[[Sequence[StepId]], None]
 class LedgerDeskBudget:
     """``lock_wait_s``: for an open ledger row. ``round_s``: one round's time for one database.
     ``retention_s``: how long ledger rows are kept. ``check_max``: answers of an own checker.
-    ``ids_per_fence`` times ``lock_wait_s`` is what one call may wait for locks."""
+    ``ids_per_fence`` times ``lock_wait_s`` is what one call may wait for locks. ``held_after_s``: an
+    open ledger row is reported from this age of its half on; a sender should be done by then."""
 
     lock_wait_s: float = 0.2
+    held_after_s: float = 35.0
     round_s: float = 1.0
     retention_s: float = 7 * 86400.0
     check_max: int = 15
@@ -323,6 +325,12 @@ class LedgerDesk:
             for q in chunk:
                 outcome = outcomes.get(q.id, Outcome.UNKNOWN)
                 reason = "" if q.id in outcomes else "its local transaction is still open, or the database is busy"
+                if reason and q.age_s >= self._budget.held_after_s:
+                    self._alarm_once(
+                        "ledger row held",
+                        f"database {q.database!r}: the local transaction of half {q.id} holds its ledger row beyond "
+                        f"its timeout, now for {self._budget.held_after_s:.0f} s or more; is its process stopped? End its connection",
+                    )
                 answers.append((Answer(q, outcome), reason))
         return answers
 
