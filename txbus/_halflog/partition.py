@@ -156,7 +156,7 @@ class HalfPartition:
         self.records_read = 0
         self._open: BrokerTransaction | None = None
         self._position: int | None = None
-        self._step = self._until_step = 0
+        self._step = self._until_step = self._marked_step = 0
         self._until_offset: int | None = None
         self._halves_max = self._budget.step_halves_max
         self._park_next: dict[HalfId, str] = {}
@@ -190,7 +190,9 @@ class HalfPartition:
         if committed is not None:
             self._position = committed.offset
             if committed.note:
-                self._step = self._until_step = int(committed.note)
+                step, marked = committed.note.split()
+                self._step = self._until_step = int(step)
+                self._marked_step = int(marked)
         self.phase = Phase.READING
 
     def _repair_own(self, membership: Membership) -> None:
@@ -264,7 +266,8 @@ class HalfPartition:
 
     def _settled_before(self, entry: StepEntry, offset: int) -> None:
         self._step = max(self._step, entry.step)
-        self._note_settled(entry.step, offset, entry.settled)
+        if entry.step > self._marked_step:
+            self._note_settled(entry.step, offset, entry.settled)
 
     def _activate(self) -> None:
         """Act from now on: no S of a former owner can follow any more (rule 20)."""
@@ -455,7 +458,10 @@ class HalfPartition:
         if batch:
             self._append(opened, batch)
         self._append(opened, [encode_entry(StepEntry(step.number, step.settled()))])
-        opened.positions(self._group, membership, {self.where: Committed(step.position, str(step.number))})
+        # Beside the position: this step's number, and up to which step the ledgers know everything.
+        marked = next(iter(self._unconfirmed), step.number) - 1
+        note = f"{step.number} {marked}"
+        opened.positions(self._group, membership, {self.where: Committed(step.position, note)})
 
     def _append(self, opened: BrokerTransaction, entries: Sequence[EncodedEntry]) -> None:
         opened.send(Envelope(self.where.topic, join(entries)), self.where.partition)

@@ -57,25 +57,25 @@ class Record:
 class Partition:
     records: list[Record] = field(default_factory=list)
     start: int = 0
-    open: int = 0
+    open: list[int] = field(default_factory=list)
+    """The offsets of records that no marker has decided yet."""
 
     def append(self, envelope: Envelope | None, owner: str | None, state: State) -> int:
         self.records.append(Record(envelope, owner, state))
-        self.open += state is State.OPEN
+        if state is State.OPEN:
+            self.open.append(len(self.records) - 1)
         return len(self.records) - 1
 
     def mark(self, owner: str, state: State) -> None:
         """A marker decides every record of this transactional id that is open here."""
-        for record in self.records if self.open else ():
-            if record.owner == owner and record.state is State.OPEN:
-                record.state = state
-                self.open -= 1
+        for offset in self.open:
+            if self.records[offset].owner == owner:
+                self.records[offset].state = state
+        self.open = [offset for offset in self.open if self.records[offset].state is State.OPEN]
         self.append(None, None, State.GONE)
 
     def end(self) -> int:
-        if not self.open:
-            return len(self.records)
-        return next(i for i, record in enumerate(self.records) if record.state is State.OPEN)
+        return self.open[0] if self.open else len(self.records)
 
 
 @dataclass(slots=True)

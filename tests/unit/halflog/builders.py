@@ -131,9 +131,11 @@ class Owner:
         return count
 
     def take_over(self) -> Owner:
+        """Take over and read to the end, without a step."""
         self.partition.take_over(self.membership)
         self.read()
-        self.partition.work(self.membership)
+        if self.partition.phase is Phase.READING:
+            self.partition._look_for_end()
         return self
 
     def work(self) -> None:
