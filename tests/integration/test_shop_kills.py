@@ -31,7 +31,8 @@ def test_each_window_is_hit_as_often_as_was_asked_for_where_it_exists() -> None:
     for role, orders in plan.orders.items():
         assert [o.progress for o in orders] == sorted(o.progress for o in orders)
         assert all(0 < o.progress < TOTALS[role] for o in orders)
-    assert len(plan.random) == 4
+    assert len(plan.random) == 4 and plan.pauses == ()
+    assert len(plan_kills(7, 6, 4, TOTALS, pauses=3).pauses) == 3
 
 
 def test_the_naive_shop_dies_as_often_in_each_window() -> None:

@@ -45,6 +45,8 @@ def run_demo(
     seed: int = 1,
     kills_per_window: int | None = None,
     random_kills: int | None = None,
+    pauses: int | None = None,
+    replicas: int | None = None,
     workdir: Path | None = None,
     keep: bool = False,
     quick: bool = False,
@@ -55,10 +57,12 @@ def run_demo(
 
     ``orders``: a CSV file, else the shipped sample. ``broker``: a bus URL, else an embedded bus in the
     folder. ``kills_per_window``: kill -9 in each window (default 6, quick 2), and ``random_kills`` from
-    outside (default 4, quick 1); ``seed`` places them. ``workdir``: a new or empty folder that is
-    kept; else a temporary one, removed at the end unless ``keep`` is set or something is wrong.
-    ``quick``: the first 500 orders only. ``naive``: run the naive shop too. ``as_json``: the result
-    as JSON on stdout, the rest on stderr.
+    outside (default 4, quick 1). ``pauses``: SIGSTOP past the lease, then SIGCONT (default 0).
+    ``replicas``: processes of each kind but the order service (default 1), the last of which is hit
+    from outside. ``seed`` places all of it. ``workdir``: a new or empty folder that is kept; else a
+    temporary one, removed at the end unless ``keep`` is set or something is wrong. ``quick``: the
+    first 500 orders only. ``naive``: run the naive shop too, without pauses and replicas.
+    ``as_json``: the result as JSON on stdout, the rest on stderr.
 
     0: the books balance, every window was hit, check-backs and suppressed duplicates were seen. 1: not
     so. 130: interrupted; no process is left, and the folder is named. Raises ConfigurationError for
@@ -66,6 +70,7 @@ def run_demo(
     """
     kills = _chosen("kills_per_window", kills_per_window, QUICK_KILLS if quick else KILLS_PER_WINDOW, least=1)
     at_random = _chosen("random_kills", random_kills, QUICK_RANDOM_KILLS if quick else RANDOM_KILLS, least=0)
+    several = _chosen("replicas", replicas, 1, least=1)
     if broker is not None and parse_url(broker)[0].scheme == "memory":
         raise ConfigurationError(f"broker {mask(broker)} lives in one process; the demo's services are several")
     file = read_orders(orders if orders is not None else sample_path())
@@ -77,13 +82,14 @@ def run_demo(
         native = traits_of(stage.place(naive=False)).half_messages_native
         totals = totals_of(rows, relay=not native)
         windows = [w for w in Window if not (native and w is Window.STEP_OPEN)]
-        plan = plan_kills(seed, kills, at_random, totals, windows)
+        plan = plan_kills(seed, kills, at_random, totals, windows, _chosen("pauses", pauses, 0, least=0))
         print(_introduction(file.path, rows, file.bad, stage, plan, seed), file=out, flush=True)
         try:
-            result = _run(stage.place(naive=False), rows, plan, naive=False, out=out)
+            result = _run(stage.place(naive=False), rows, plan, naive=False, out=out, replicas=several)
             other = None
             if naive:
-                other = _run(stage.place(naive=True), rows, naive_plan(plan, totals), naive=True, out=out)
+                plan = naive_plan(plan, totals)
+                other = _run(stage.place(naive=True), rows, plan, naive=True, out=out, replicas=1)
         except KeyboardInterrupt:
             folder.keep()
             print(f"\ninterrupted: no process is left; databases, bus and logs are in {folder.path}", file=sys.stderr)
@@ -99,6 +105,7 @@ def run_demo(
             show_result(result, other, len(file.bad), verdict, out)
         if keep or not verdict.good:
             folder.keep()
+        if folder.kept:
             print(f"Databases, bus and logs are in {folder.path}", file=out)
         return 0 if verdict.good else 1
 
@@ -109,10 +116,12 @@ def _chosen(name: str, value: int | None, default: int, *, least: int) -> int:
     return default if value is None else value
 
 
-def _run(place: Place, rows: tuple[OrderRow, ...], plan: KillPlan, *, naive: bool, out: TextIO) -> RunResult:
+def _run(
+    place: Place, rows: tuple[OrderRow, ...], plan: KillPlan, *, naive: bool, out: TextIO, replicas: int
+) -> RunResult:
     title = "the naive shop" if naive else "the shop with txbus"
     with progress(title, out) as show:
-        return run_shop(place, rows, plan, naive=naive, show=show)
+        return run_shop(place, rows, plan, naive=naive, show=show, replicas=replicas)
 
 
 @dataclass(frozen=True, slots=True)

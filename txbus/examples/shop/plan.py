@@ -8,7 +8,7 @@ from random import Random
 
 from txbus.examples.shop.windows import KillOrder, Role, Window
 
-__all__ = ["KillPlan", "RandomKill", "naive_plan", "plan_kills"]
+__all__ = ["KillPlan", "Pause", "RandomKill", "naive_plan", "plan_kills"]
 
 _BEGIN, _END = 0.02, 0.9
 _ROLES: Mapping[Window, tuple[Role, ...]] = {
@@ -29,11 +29,20 @@ class RandomKill:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """SIGSTOP from outside until the lease is long over, then SIGCONT: a zombie that wakes up."""
+
+    share: float
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
 class KillPlan:
-    """The windows of each process in the order in which it dies in them, and kills from outside."""
+    """The windows of each process in the order in which it dies in them, and what comes from outside."""
 
     orders: Mapping[Role, tuple[KillOrder, ...]]
     random: tuple[RandomKill, ...]
+    pauses: tuple[Pause, ...] = ()
 
     @property
     def windows(self) -> frozenset[Window]:
@@ -41,7 +50,12 @@ class KillPlan:
 
 
 def plan_kills(
-    seed: int, per_window: int, random_kills: int, totals: Mapping[Role, int], windows: Sequence[Window] = tuple(Window)
+    seed: int,
+    per_window: int,
+    random_kills: int,
+    totals: Mapping[Role, int],
+    windows: Sequence[Window] = tuple(Window),
+    pauses: int = 0,
 ) -> KillPlan:
     """Spread ``per_window`` kills of each window over the work and the processes that have it.
 
@@ -57,11 +71,14 @@ def plan_kills(
             orders[role].append(KillOrder(window, max(1, int(share * totals[role]))))
     sorted_orders = {role: tuple(sorted(found, key=lambda o: o.progress)) for role, found in orders.items()}
     roles = list(totals)
-    random = [
-        RandomKill(_BEGIN + (_END - _BEGIN) * (number + chance.random()) / random_kills, chance.choice(roles))
-        for number in range(random_kills)
+    random = tuple(RandomKill(*each) for each in _from_outside(random_kills, roles, chance))
+    return KillPlan(sorted_orders, random, tuple(Pause(*each) for each in _from_outside(pauses, roles, chance)))
+
+
+def _from_outside(count: int, roles: Sequence[Role], chance: Random) -> list[tuple[float, Role]]:
+    return [
+        (_BEGIN + (_END - _BEGIN) * (number + chance.random()) / count, chance.choice(roles)) for number in range(count)
     ]
-    return KillPlan(sorted_orders, tuple(random))
 
 
 def naive_plan(plan: KillPlan, totals: Mapping[Role, int]) -> KillPlan:

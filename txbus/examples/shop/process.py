@@ -66,13 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("role", choices=[role.value for role in Role])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--naive", action="store_true", help="the shop without txbus's promises")
+    parser.add_argument("--replica", type=int, help="its number, where several share the work")
     parser.add_argument("--kill", type=KillOrder.parse, help="the window to die in, and after how many orders")
     chosen = parser.parse_args(arguments)
     _die_with_parent()
     place, role = Place.load(chosen.folder), Role(chosen.role)
-    place.pid(role.value).write_text(f"{os.getpid()}\n")
-    run = _run_naive if chosen.naive else _run
-    run(place, role, chosen.kill)
+    name = role.value if not chosen.replica else f"{role.value}-{chosen.replica}"
+    place.pid(name).write_text(f"{os.getpid()}\n")
+    if chosen.naive:
+        _run_naive(place, role, chosen.kill)
+    else:
+        _run(place, role, chosen.kill, shared=chosen.replica is not None)
     return 0
 
 
@@ -87,7 +91,7 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
-def _run(place: Place, role: Role, kill: KillOrder | None) -> None:
+def _run(place: Place, role: Role, kill: KillOrder | None, *, shared: bool) -> None:
     if role is Role.ORDERS:
         engine = engine_for(place.orders_db)
         progress = _Progress(orders.handled(engine))
@@ -102,9 +106,12 @@ def _run(place: Place, role: Role, kill: KillOrder | None) -> None:
         _watch(bus, place, role, Deathbed(kill, lambda: orders.handled(engine)), _Progress(0))
         bus.run_relay()
         return
-    engine, progress = _consumer(place, role)
+    engine, table = _consumer(place, role)
+    progress = _Progress(_last_id(engine, table))
+    # What other replicas did is only in the database; one alone need not ask it.
+    far = (lambda: _last_id(engine, table)) if shared else (lambda: progress.value)
     bus = stock.make_bus(place, engine) if role is Role.STOCK else payment.make_bus(place, engine)
-    _watch(bus, place, role, Deathbed(kill, lambda: progress.value), progress)
+    _watch(bus, place, role, Deathbed(kill, far), progress)
     bus.run()
 
 
@@ -116,17 +123,18 @@ def _run_naive(place: Place, role: Role, kill: KillOrder | None) -> None:
         with naive.orders_bus(place) as bus:
             naive.take_orders(bus, place.topics, engine, place.orders().rows, _until_asked(), deathbed.reached)
         return
-    engine, _ = _consumer(place, role)
-    table = RESERVATIONS if role is Role.STOCK else CHARGES
+    engine, table = _consumer(place, role)
     reached = Deathbed(kill, lambda: _last_id(engine, table)).reached
     make = naive.stock_bus if role is Role.STOCK else naive.payment_bus
     make(place, engine, reached).run()
 
 
-def _consumer(place: Place, role: Role) -> tuple[Engine, _Progress]:
+def _consumer(place: Place, role: Role) -> tuple[Engine, Table]:
+    """A consumer's database, and the table of its effects."""
     assert role in (Role.STOCK, Role.PAYMENT), role
-    engine = engine_for(place.stock_db if role is Role.STOCK else place.payment_db)
-    return engine, _Progress(_last_id(engine, RESERVATIONS if role is Role.STOCK else CHARGES))
+    if role is Role.STOCK:
+        return engine_for(place.stock_db), RESERVATIONS
+    return engine_for(place.payment_db), CHARGES
 
 
 def _last_id(engine: Engine, table: Table) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import textwrap
 import time
@@ -63,7 +64,7 @@ def judge(result: RunResult, hits_min: int) -> Verdict:
 @contextmanager
 def progress(title: str, out: TextIO) -> Iterator[ShowProgress]:
     """A bar with rate and time left on a terminal, a line now and then elsewhere."""
-    if not out.isatty():
+    if not _is_terminal(out):
         yield _Lines(title, out).show
         return
     from rich.console import Console
@@ -87,6 +88,11 @@ def progress(title: str, out: TextIO) -> Iterator[ShowProgress]:
             bar.update(task, completed=now.done, total=now.total, all=f"{now.total:,}", rate=rate, kills=now.kills)
 
         yield show
+
+
+def _is_terminal(out: TextIO) -> bool:
+    """A terminal, and rich to draw on it."""
+    return out.isatty() and importlib.util.find_spec("rich") is not None
 
 
 class _Lines:
@@ -171,8 +177,10 @@ def _table(result: RunResult, naive: RunResult | None, bad_rows: int) -> list[_R
     for window in Window:
         if window in result.windows:
             rows.append(count(f"kill -9: {window.value}", lambda r, w=window: r.tally.windows[w]))
+    rows.append(count("kill -9 at random moments", lambda r: r.tally.random))
+    if result.tally.pauses:
+        rows.append(count("SIGSTOP until the lease is over, SIGCONT", lambda r: r.tally.pauses))
     rows += [
-        count("kill -9 at random moments", lambda r: r.tally.random),
         count("processes started", lambda r: r.tally.starts),
         row("seconds", lambda r: f"{r.seconds:,.1f}"),
     ]
@@ -205,7 +213,7 @@ def show_result(
 ) -> None:
     """Print the table, the explanations and the verdict."""
     rows = _table(result, naive, bad_rows)
-    if out.isatty():
+    if _is_terminal(out):
         _rich_table(rows, naive is not None, out)
     else:
         _plain_table(rows, naive is not None, out)
@@ -279,6 +287,7 @@ def _run_json(result: RunResult) -> dict[str, Any]:
         "events": dict(result.events),
         "kills": {window.name.lower(): result.tally.windows[window] for window in Window}
         | {"random": result.tally.random},
+        "pauses": result.tally.pauses,
         "starts": result.tally.starts,
         "failures": result.tally.failures,
         "seconds": round(result.seconds, 1),

@@ -72,7 +72,15 @@ def totals_of(rows: Sequence[OrderRow], *, relay: bool = True) -> dict[Role, int
     return totals
 
 
-def run_shop(place: Place, rows: Sequence[OrderRow], plan: KillPlan, *, naive: bool, show: ShowProgress) -> RunResult:
+def run_shop(
+    place: Place,
+    rows: Sequence[OrderRow],
+    plan: KillPlan,
+    *,
+    naive: bool,
+    show: ShowProgress,
+    replicas: int = 1,
+) -> RunResult:
     """Run a shop under a plan of kills, until nothing moves any more, and audit it.
 
     Leaves no process behind, whatever happens. Raises `ServiceFailed` and errors of the bus.
@@ -82,7 +90,7 @@ def run_shop(place: Place, rows: Sequence[OrderRow], plan: KillPlan, *, naive: b
     place.folder.mkdir(parents=True, exist_ok=True)
     place.save()
     databases = Databases(engine_for(place.orders_db), engine_for(place.stock_db), engine_for(place.payment_db))
-    supervisor = Supervisor(place, plan, naive=naive)
+    supervisor = Supervisor(place, plan, naive=naive, replicas=replicas)
     began_s = time.monotonic()
     try:
         create_tables(databases, rows, opening)

@@ -26,11 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m txbus.examples.shop.soak", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="places the kills (default: %(default)s)")
+    parser.add_argument("--pauses", type=int, help="SIGSTOPs past the lease (default: a twentieth of the kills)")
+    parser.add_argument("--replicas", type=int, default=2, help="of each process but orders (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="runs, each with the next seed (default: %(default)s)")
     parser.add_argument("--orders", type=Path, help="a CSV file of orders (default: the shipped sample)")
     parser.add_argument("--broker", help="a bus URL (default: an embedded bus)")
     chosen = parser.parse_args(arguments)
     per_window, at_random = shares(chosen.kills)
+    pauses = chosen.pauses if chosen.pauses is not None else chosen.kills // 20
     try:
         for seed in range(chosen.seed, chosen.seed + chosen.rounds):
             status = run_demo(
@@ -39,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 seed=seed,
                 kills_per_window=per_window,
                 random_kills=at_random,
+                pauses=pauses,
+                replicas=chosen.replicas,
                 naive=False,
             )
             if status:
