@@ -250,13 +250,13 @@ class GroupCommit:
                     return
 
     def close(self) -> None:
-        """Write what is queued, end the thread. Idempotent; bounded by twice ``busy_timeout_s``."""
+        """Take nothing more, end the thread. Senders wrote what was theirs when they were closed; who
+        still waits is told that it was not written. Idempotent; bounded by ``busy_timeout_s``."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
         busy_s = self._database.options.busy_timeout_s
-        self.flush(busy_s)
         with self._flusher_wakes:
             self._flusher_wakes.notify_all()
         if self._flusher is not None:

@@ -11,7 +11,7 @@ from txbus.embedded.membership import Standing, Token
 from txbus.embedded.owned import Owned
 from txbus.embedded.positions import start_position
 from txbus.embedded.topics import Topics
-from txbus.errors import BackendError
+from txbus.errors import TxbusError
 from txbus.spi import Membership, Subscription, TopicPartition
 
 __all__ = ["Changes", "Member"]
@@ -122,5 +122,5 @@ class Member:
                 lambda connection: membership.leave(connection, self._subscription.group, self.name),
                 durable=False,
             )
-        except BackendError:
+        except TxbusError:
             return

@@ -76,6 +76,10 @@ class EmbeddedReceiver:
             announced = self._database.hub.version
             woken, self._woken = self._woken, False
             gained, lost = self._keep_standing()
+            if self._closed:
+                # Closed by another thread meanwhile; what was joined after it left is left again.
+                self._leave()
+                self._check_open()
             member, feed = self._member, self._feed
             if member is None or feed is None:
                 return Batch((), Membership(frozenset()), gained, lost)
@@ -315,9 +319,13 @@ class EmbeddedReceiver:
         self._closed = True
         self.wake()
         self._forget(self)
-        if self._member is not None:
-            self._member.leave()
+        self._leave()
         self._reader.close()
+
+    def _leave(self) -> None:
+        member = self._member
+        if member is not None:
+            member.leave()
 
 
 def _store_redelivery(

@@ -210,8 +210,8 @@ def test_network_file_systems_are_told_by_their_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(
         "22 1 0:1 / / rw - ext4 /dev/vda rw\n"
-        f"23 22 0:2 / {tmp_path}/share rw,relatime shared:1 - nfs4 server:/x rw\n"
         f"24 23 0:3 / {tmp_path}/share/local rw - ext4 /dev/vdb rw\n"
+        f"23 22 0:2 / {tmp_path}/share rw,relatime shared:1 - nfs4 server:/x rw\n"
     )
     assert network_filesystem(str(tmp_path / "share"), str(mounts)) == "nfs4"
     assert network_filesystem(str(tmp_path / "share" / "local"), str(mounts)) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 
 from tests.unit.embedded.station import Station, drain, message, texts
@@ -67,6 +69,25 @@ def test_a_group_below_the_start_goes_on_at_the_start(station: Station) -> None:
     third.receive(1, 0.0)
     station.backend.log("t").truncate(0, 7)
     assert "7" in texts(drain(third, 9, 0.0, rounds=5))
+
+
+def test_rows_left_below_the_start_are_not_delivered(file_station: Station) -> None:
+    """A truncation that died between moving the start and deleting is finished for every reader,
+    and the next one deletes the rows."""
+    station = file_station
+    station.topic()
+    receiver = station.receiver()
+    receiver.receive(1, 0.0)
+    station.send("0", "1", "2")
+    connection = sqlite3.connect(station.url.location)
+    connection.execute("UPDATE partitions SET start_offset = 2")
+    connection.commit()
+    assert texts(drain(receiver, 1)) == ["2"]
+    log = station.backend.log("t")
+    assert texts(log.read(0, 0, 10, 1.0)[0]) == ["2"]
+    log.truncate(0, 2)
+    assert connection.execute("SELECT count(*) FROM records").fetchone() == (1,)
+    connection.close()
 
 
 def test_logs_of_missing_topics_and_partitions(station: Station) -> None:

@@ -73,7 +73,7 @@ def test_a_redelivery_survives_its_member(station: Station) -> None:
 
 
 def test_a_redelivery_in_flight_is_not_delivered_twice(station: Station) -> None:
-    """The same member does not get it again while it works on it."""
+    """The same member does not get it again while it works on it, and does not spin meanwhile."""
     station.topic()
     station.send("a")
     receiver = station.receiver(lease_s=1000.0)
@@ -81,6 +81,9 @@ def test_a_redelivery_in_flight_is_not_delivered_twice(station: Station) -> None
     assert one(receiver).attempt == 2
     station.send("b")
     assert texts(drain(receiver, 2, 0.0, rounds=4)) == ["b"]
+    before = station.clock.monotonic_s()
+    assert not receiver.receive(1, 20.0).received
+    assert station.clock.monotonic_s() - before >= 20.0
 
 
 def test_redelivering_twice_or_after_the_ack_changes_nothing(station: Station) -> None:
@@ -172,6 +175,17 @@ def test_delayed_messages_come_in_the_order_of_their_times(station: Station) -> 
         sender.send([message(name, deliver_at_s=now_s + delay_s)], 5.0)
     receiver = station.receiver(lease_s=1000.0)
     assert texts(drain(receiver, 5, 10.0)) == ["past", "a", "b1", "b2", "c"]
+
+
+def test_a_backlog_of_delayed_messages_comes_in_the_order_of_their_times(station: Station) -> None:
+    """Also when all of them are overdue before anybody looks."""
+    station.topic()
+    now_s = station.clock.wall_s()
+    sender = station.backend.sender("s")
+    for name, delay_s in (("c", 3.0), ("a", 1.0), ("b1", 2.0), ("b2", 2.0)):
+        sender.send([message(name, deliver_at_s=now_s + delay_s)], 5.0)
+    station.clock.advance(10)
+    assert texts(drain(station.receiver(), 4)) == ["a", "b1", "b2", "c"]
 
 
 def test_delayed_messages_wait_for_a_reader(station: Station) -> None:

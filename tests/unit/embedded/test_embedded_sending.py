@@ -235,17 +235,6 @@ def test_threads_share_commits_and_lose_nothing(station: Station) -> None:
     assert len(offsets) == 240
 
 
-def test_back_pressure_writes_instead_of_queueing_for_ever(station: Station) -> None:
-    """Above 2,000 queued appends the caller writes them itself."""
-    station.topic()
-    sender = station.backend.sender("g")
-    for index in range(4001):
-        sender.append(message(str(index)), 0)
-    assert station.backend.log("t").end(0) >= 2000
-    sender.close()
-    assert station.backend.log("t").end(0) == 4001
-
-
 def test_a_busy_file_is_unavailable_and_then_works(file_station: Station) -> None:
     """While another process holds the write lock a send gives up in time, with nothing sent; an
     append stays queued, its outcome unknown, and arrives later."""

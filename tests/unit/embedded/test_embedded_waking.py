@@ -130,3 +130,36 @@ def test_backends_of_one_process_share_the_wake_up(tmp_path: Path) -> None:
     assert isinstance(result, Batch) and texts(result.received) == ["a"]
     second.close()
     first.close()
+
+
+def test_back_pressure_writes_instead_of_queueing_for_ever(backend: Backend) -> None:
+    """Above 2,000 queued appends the caller writes them itself."""
+    sender, log = backend.sender("s"), backend.log("t")
+    for index in range(4001):
+        sender.append(message(str(index)), 0)
+    assert log.end(0) >= 2000
+    sender.close()
+    assert log.end(0) == 4001
+
+
+def test_a_bus_in_memory_may_be_opened_while_its_last_backend_closes(tmp_path: Path) -> None:
+    """Whoever opens it gets one that works, never one that was just ended."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(150):
+                made = plugin.create(BackendURL("memory", str(tmp_path), {}), system_ports())
+                made.open()
+                made.admin().describe(["t"])
+                made.close()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60.0)
+    assert not errors
+    assert not hub._HUBS
