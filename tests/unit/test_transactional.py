@@ -110,6 +110,12 @@ def scope(database: Recording, channel: Channel, kind: type[Any] = TransactionSc
     )
 
 
+def divided_by_zero(tx: TransactionScope) -> None:
+    """A block that fails after it sent something."""
+    tx.send(ANY, message())
+    raise ZeroDivisionError
+
+
 def message(number: int = 1) -> Envelope:
     return Envelope("a", b"x", "key", {"ce_id": f"m{number}"})
 
@@ -150,9 +156,9 @@ def test_rule_05_a_half_that_failed_rolls_back_and_tells_so(log: list[str]) -> N
 def test_rule_06_an_exception_in_the_block_needs_no_word_to_anybody(log: list[str]) -> None:
     """Nothing was sent, so nothing is told."""
     channel = Channel(log)
-    with pytest.raises(ZeroDivisionError), scope(Recording(log), channel) as tx:
-        tx.send(ANY, message())
-        raise ZeroDivisionError
+    tx = scope(Recording(log), channel)
+    with pytest.raises(ZeroDivisionError), tx:
+        divided_by_zero(tx)
     assert log == ["rollback"] and tx.outcome is Outcome.ROLLED_BACK
 
 
@@ -216,8 +222,8 @@ def test_an_interrupted_commit_without_a_row_tells_nothing_and_ends(log: list[st
 def test_too_late_is_rolled_back_before_anything_is_sent(log: list[str]) -> None:
     """A block beyond local_timeout_s raises, alarms, and has no effect."""
     database = Recording(log)
-    with pytest.raises(LocalTimeout), scope(database, Channel(log)) as tx:
-        tx.send(ANY, message())
+    tx = scope(database, Channel(log))
+    with pytest.raises(LocalTimeout), tx:
         database.world.now_s += 31.0
     assert "half" not in log and database.world.alarms[0].what == "local timeout"
 

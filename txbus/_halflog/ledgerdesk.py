@@ -329,7 +329,8 @@ class LedgerDesk:
                     self._alarm_once(
                         "ledger row held",
                         f"database {q.database!r}: the local transaction of half {q.id} holds its ledger row beyond "
-                        f"its timeout, now for {self._budget.held_after_s:.0f} s or more; is its process stopped? End its connection",
+                        f"its timeout, now for {self._budget.held_after_s:.0f} s or more; is its process stopped? "
+                        "End its connection",
                     )
                 answers.append((Answer(q, outcome), reason))
         return answers

@@ -322,10 +322,7 @@ class Relay:
         )
 
     def _work(self, partition: HalfPartition, membership: Membership) -> bool:
-        for _ in range(self._budget.steps_per_poll):
-            if not partition.work(membership):
-                return False
-        return True
+        return all(partition.work(membership) for _ in range(self._budget.steps_per_poll))
 
     def _settled(self, where: TopicPartition, step: int, settled: Sequence[Settled]) -> None:
         self._desk.confirm((where, step), settled)

@@ -41,8 +41,8 @@ class Variant:
     name: str
     breaks: frozenset[str]
     patch: Patch
-    chances: Chances = Chances()
-    actions: int = 45
+    chances: Chances
+    actions: int
 
 
 VARIANTS: list[Variant] = []

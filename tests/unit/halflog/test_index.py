@@ -237,13 +237,12 @@ def test_a_step_costs_nothing_for_halves_that_wait(monkeypatch: pytest.MonkeyPat
     """20,000 open halves: the halves that are looked at while 2,000 others are settled, one by one,
     do not grow with them."""
     looked = 0
-    holds = OpenHalf.holds.fget
-    assert holds is not None
+    holds = OpenHalf.holds.fget  # type: ignore[attr-defined]  # a property, to mypy its value
 
     def counted(self: OpenHalf) -> bool:
         nonlocal looked
         looked += 1
-        return holds(self)
+        return bool(holds(self))
 
     index = fed(*(h(f"open{n}", f"k{n}") for n in range(20_000)))
     monkeypatch.setattr(index_module.OpenHalf, "holds", property(counted))

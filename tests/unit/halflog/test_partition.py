@@ -334,7 +334,8 @@ def test_rule_22_a_refusal_that_only_commit_tells_is_narrowed_down(monkeypatch: 
 def test_rule_22_a_destination_that_is_missing_holds_its_own_halves_only() -> None:
     """The rest flows; one alarm, not one a try; once it is there, everything is published in order."""
     bench = Bench()
-    mixed = HalfEntry(replace(half("M", "m"), envelopes=(*half("M", "m").envelopes, *half("N", "n", topic="b").envelopes)))
+    both = (*half("M", "m").envelopes, *half("N", "n", topic="b").envelopes)
+    mixed = HalfEntry(replace(half("M", "m"), envelopes=both))
     bench.append(h("A", "k"), h("B", "k", topic="b"), mixed, h("C", "x", topic="b"), h("D", "k"), h("E", "m"))
     bench.append(*(d(tx) for tx in ["A", "B", "M", "C", "D", "E"]))
     gone = bench.broker.topics.pop("b")

@@ -80,7 +80,9 @@ class Pending:
 
 
 @contextmanager
-def sending(wire: Wire, partitions: int = 1, events: list[Event] | None = None, **budget: float) -> Iterator[HalfLogSender]:
+def sending(
+    wire: Wire, partitions: int = 1, events: list[Event] | None = None, **budget: float
+) -> Iterator[HalfLogSender]:
     sender = HalfLogSender(
         wire,
         "txbus.half.shop",
