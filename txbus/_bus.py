@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from txbus import _registry
 from txbus._atomic import AtomicScope
-from txbus._checks import check_handlers
+from txbus._checks import check_checkers, check_handlers
 from txbus._declare import CheckerDeclaration, HandlerDeclaration, InFlight, Start
 from txbus._halflog.ledgerdesk import OwnChecker
 from txbus._message import Receipt, Topic
@@ -141,12 +141,15 @@ class Bus:
         ``atomic`` exactly once for messages it sends: they and the consumer's position commit in
         one broker transaction. ``in_flight`` says what to do while another process holds the same
         message: ``"wait"`` for it (``lock_wait_s``), ``"skip"`` it for now, or ``"fail"`` the
-        attempt. ``tags`` takes only messages with one of them. ``start`` is where a new group
+        attempt. On SQLite, which locks the whole database, any writer looks like such a process: use
+        ``"wait"`` there. ``tags`` takes only messages with one of them. ``start`` is where a new group
         begins: ``"earliest"``, ``"latest"`` or a datetime.
         """
 
         def declare(function: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T, P], None]:
             self._require_closed("bus.on")
+            if isinstance(tags, str):
+                raise ConfigurationError(f"bus.on: tags={tags!r} is one text; give a collection: tags=[{tags!r}]")
             declared = HandlerDeclaration(
                 topic=topic,
                 function=function,
@@ -225,6 +228,7 @@ class Bus:
             settings = self._settings if relay is None else self._settings.model_copy(update={"relay": relay})
             check_relations(settings, [h.retry for h in self._handlers])
             check_handlers(self._handlers, self._databases)
+            check_checkers(self._checkers, self._databases)
             self._opened = OpenBus.open(
                 url=self._url,
                 service=self._service,
@@ -353,8 +357,10 @@ class Bus:
         """Run the handlers until SIGINT, SIGTERM or `stop`; returns the number of deliveries handled.
 
         ``until_idle``: end after this many seconds without anything to do. ``max_messages``: end
-        after about this many deliveries. In the main thread it handles the two signals meanwhile:
-        the deliveries in hand are finished. Opens the bus if it is not.
+        when all handlers together have finished this many deliveries. In the main thread it handles
+        the two signals meanwhile: the deliveries in hand are finished, and it returns; a second
+        signal acts as if nobody handled it. A KeyboardInterrupt or SystemExit of a handler stops all
+        of them and is raised here, its delivery unfinished. Opens the bus if it is not.
         """
         if self._opened is None:
             with self:
@@ -373,7 +379,10 @@ class Bus:
         self.opened.start(workers)
 
     def stop(self) -> None:
-        """Finish the deliveries in hand, end the handlers' threads. Idempotent; from any thread."""
+        """Finish the deliveries in hand, end the handlers' threads. Idempotent; from any thread.
+
+        Returns when they have ended, after ``stop_timeout_s`` at the latest; called by a handler it
+        only asks for it."""
         if self._opened is not None:
             self._opened.stop()
 

@@ -14,10 +14,21 @@ from txbus.errors import (
     MessageRefused,
     SchemaMismatch,
 )
-from txbus.spi import Backend
+from txbus.settings import mask
+from txbus.spi import Backend, TopicSpec
 from txbus.stores.contract import Database
 
-__all__ = ["HALF_LOG_NEEDS", "check_capabilities", "check_handlers", "check_schema", "derives_half_messages", "refuse"]
+__all__ = [
+    "HALF_LOG_NEEDS",
+    "check_capabilities",
+    "check_checkers",
+    "check_handlers",
+    "check_partitions",
+    "check_schema",
+    "derives_half_messages",
+    "missing",
+    "refuse",
+]
 
 HALF_LOG_NEEDS = (
     Capability.BROKER_TRANSACTION,
@@ -40,34 +51,59 @@ def check_capabilities(
     plain = backend.capabilities(TopicKind.PLAIN)
     if sends_halves and Capability.HALF_MESSAGE not in plain and not derives_half_messages(plain.native):
         lacking = [c for c in HALF_LOG_NEEDS if c not in plain]
-        raise _missing(
-            backend, "bus.transaction(...)", Capability.HALF_MESSAGE,
-            "it has no half messages, and the half log needs " + ", ".join(c.value for c in lacking), "via=\"outbox\"",
+        raise missing(
+            backend.name, plain, "Bus(databases=...), for bus.transaction(...),", Capability.HALF_MESSAGE,
+            "it has no half messages, and the half log needs " + ", ".join(c.value for c in lacking),
+            "no databases=, and a handler with database=None",
         )
+    ordered = backend.capabilities(TopicKind.ORDERED)
     for topic in topics:
-        kind = backend.capabilities(TopicKind.ORDERED)
-        if topic.key is not None and Capability.ORDER_BY_KEY not in kind:
-            raise _missing(backend, f"Topic({topic.name!r}, key=...)", Capability.ORDER_BY_KEY, "", "no key=")
+        if topic.key is not None and Capability.ORDER_BY_KEY not in ordered:
+            what = f"Topic({topic.name!r}, key=...)"
+            why = "it hands messages of one key over in any order"
+            raise missing(backend.name, ordered, what, Capability.ORDER_BY_KEY, why, "a topic without key=")
     for handler in handlers:
         what = f"@bus.on({handler.topic.name!r}, scope={handler.scope!r}"
         if handler.atomic:
             for need in (Capability.BROKER_TRANSACTION, Capability.POSITIONS_IN_BROKER_TRANSACTION):
                 if need not in plain:
-                    raise _missing(backend, f"{what}, atomic=True)", need, "", "database= with its inbox")
+                    why = "what the handler sends and its position could not commit together"
+                    raise missing(backend.name, plain, f"{what}, atomic=True)", need, why, "database= with its inbox")
         if isinstance(handler.start_at, float) and Capability.REPLAY_BY_TIME not in plain:
-            raise _missing(backend, f"{what}, start=<datetime>)", Capability.REPLAY_BY_TIME, "", "start='earliest'")
+            why = "it does not find a message by its time"
+            call = f"{what}, start=<datetime>)"
+            raise missing(backend.name, plain, call, Capability.REPLAY_BY_TIME, why, "start='earliest'")
 
 
-def _missing(backend: Backend, call: str, capability: Capability, why: str, instead: str) -> CapabilityMissing:
-    conditional = backend.capabilities(TopicKind.PLAIN).conditional.get(capability)
-    having = [name for name, plugin in _registry.backends().items() if capability in plugin.capabilities()]
-    text = f"{call} needs {capability.value}, which the backend {backend.name!r} does not keep"
-    text += f" ({why})" if why else ""
+def missing(
+    backend_name: str, capabilities: Capabilities, call: str, capability: Capability, why: str, instead: str
+) -> CapabilityMissing:
+    """The error that names the call, the capability, the reason, what works instead and who has it."""
+    conditional = capabilities.conditional.get(capability)
+    having = [name for name, plugin in _registry.backends().items() if _has(plugin.capabilities(), capability)]
+    text = f"{call} needs {capability.value}, which the backend {backend_name!r} does not keep: {why}"
     if conditional:
         text += f"; it would with {conditional}"
     return CapabilityMissing(
         f"{text}; what works instead: {instead}; backends that have it: {', '.join(having) or 'none installed'}"
     )
+
+
+def _has(capabilities: Capabilities, capability: Capability) -> bool:
+    """Natively, or derived by the core."""
+    derived = capability is Capability.HALF_MESSAGE and derives_half_messages(capabilities.native)
+    return derived or capability in capabilities
+
+
+def check_partitions(backend: Backend, specs: Iterable[TopicSpec]) -> None:
+    """The backend can have topics of so many partitions."""
+    for spec in specs:
+        most = backend.capabilities(spec.kind).limits.partitions_max
+        if most is not None and spec.partitions > most:
+            raise ConfigurationError(
+                f"topic {spec.name!r}: partitions={spec.partitions} is more than the {most} that the backend "
+                f"{backend.name!r} takes"
+            )
 
 
 def check_handlers(handlers: Sequence[HandlerDeclaration], databases: Mapping[str, object]) -> None:
@@ -84,8 +120,18 @@ def check_handlers(handlers: Sequence[HandlerDeclaration], databases: Mapping[st
         if handler.database is not None and handler.database not in databases:
             known = ", ".join(sorted(databases)) or "none"
             raise ConfigurationError(
-                f"@bus.on({handler.topic.name!r}, scope={handler.scope!r}, database={handler.database!r}): "
+                f"@bus.on({handler.topic.name!r}, scope={handler.scope!r}, database={mask(handler.database)!r}): "
                 f"this bus has no such database (it has: {known}); add it to Bus(databases=...)"
+            )
+
+
+def check_checkers(topics: Iterable[str], databases: Mapping[str, object]) -> None:
+    """There are halves to ask about."""
+    if not databases:
+        for topic in topics:
+            raise ConfigurationError(
+                f"@bus.checker({topic!r}): this bus has no database, so it never sends a half that the checker could be "
+                "asked about; add Bus(databases=...), or remove the checker"
             )
 
 
@@ -114,6 +160,7 @@ def refuse(
     backend_name: str,
     declared: Mapping[str, object],
     envelope: Envelope,
+    deliver_after_s: float | None,
 ) -> None:
     """Raise for an envelope that could never be published: unknown topic, sizes, delay."""
     if envelope.topic not in declared:
@@ -136,8 +183,15 @@ def refuse(
             f"topic {envelope.topic!r}: headers and key of {headers} bytes are more than the "
             f"{limits.headers_bytes_max} that {backend_name!r} takes"
         )
-    if envelope.deliver_at_s is not None and Capability.DELAYED_DELIVERY not in capabilities:
-        raise CapabilityMissing(
-            f"deliver_after_s= needs {Capability.DELAYED_DELIVERY.value}, which the backend {backend_name!r} does not "
-            "keep; what works instead: send it when it is due"
+    if envelope.deliver_at_s is None:
+        return
+    if Capability.DELAYED_DELIVERY not in capabilities:
+        why = "it would be received at once"
+        raise missing(
+            backend_name, capabilities, "deliver_after_s=", Capability.DELAYED_DELIVERY, why, "send it when it is due"
+        )
+    if limits.delay_s_max is not None and deliver_after_s is not None and deliver_after_s > limits.delay_s_max:
+        raise MessageRefused(
+            f"topic {envelope.topic!r}: deliver_after_s={deliver_after_s:,.12g} is more than the "
+            f"{limits.delay_s_max:,.12g} s that {backend_name!r} can hold a message back"
         )

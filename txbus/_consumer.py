@@ -15,6 +15,7 @@ from typing import assert_never
 
 from txbus._consumer_contract import ConsumerHealth, Disposition, Done, GiveBack, Handle, RetryAfter
 from txbus._consumer_lanes import Lanes, Work
+from txbus._consumer_limit import DeliveryLimit
 from txbus._consumer_poll import Poller
 from txbus._ports import Ports, Task
 from txbus._telemetry import Alarm, Emit
@@ -29,7 +30,7 @@ class ConsumerBudget:
     """What one consumer may use.
 
     ``workers``: handlers that run at once. ``max_in_flight`` and ``max_in_flight_per_partition``:
-    records received and not finished; a full one pauses its partitions until half of it is free.
+    records received and not finished; a full one pauses its partitions until an eighth of it is free.
     Records that wait behind a key under retry count too. ``receive_max``: records of one poll.
     ``poll_s``: the longest wait of a poll, and so the heartbeat; it must be well below the lease.
     ``ack_batch`` and ``ack_delay_s``: how long finished records may wait to be acknowledged while
@@ -50,9 +51,9 @@ class ConsumerBudget:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            low = 1 if field.type == "int" else 0.001
-            if field.name != "backoff_s" and not low <= value <= 100_000:
-                raise SettingsError(f"ConsumerBudget: {field.name}={value} must be {low} to 100,000")
+            low = 1 if field.type == "int" else 0.0
+            if field.name != "backoff_s" and not (low <= value <= 10_000_000 and value > 0):
+                raise SettingsError(f"ConsumerBudget: {field.name}={value} must be {low or 'more than 0'} to 10,000,000")
         if not 0.0 < self.backoff_s[0] <= self.backoff_s[1]:
             raise SettingsError(f"ConsumerBudget: backoff_s={self.backoff_s} must be 0 < first <= cap")
 
@@ -78,7 +79,9 @@ class Consumer:
         group: str,
         budget: ConsumerBudget,
         native_redelivery: bool,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
+        """``ended`` is called by its thread when it has ended, by itself or because it was asked."""
         self.scope = scope
         self.group = group
         self.budget = budget
@@ -92,7 +95,7 @@ class Consumer:
         self._waiting = 0
         self._handled = 0
         self._runs = 0
-        self._limit: int | None = None
+        self._limit: DeliveryLimit | None = None
         self._tasks: list[Task] = []
         self._interrupt: BaseException | None = None
         self._worker_error = ""
@@ -107,18 +110,21 @@ class Consumer:
             scope=scope,
             group=group,
             budget=budget,
+            on_end=ended,
         )
 
-    def start(self, max_messages: int | None = None) -> None:
-        """Start the threads. With ``max_messages`` it stops by itself when so many are handled."""
+    def start(self, limit: DeliveryLimit | None = None) -> None:
+        """Start the threads. With a ``limit`` it stops by itself when that is over."""
         with self._work_to_do:
             if self._tasks:
                 raise NotOpen(f"the consumer of scope {self.scope!r} was started before; make a new one")
-            self._limit = max_messages
+            self._limit = limit
+            if limit is not None:
+                limit.join(self._limit_changed)
             spawn = self._ports.runtime.spawn
             self._tasks = [spawn(self._poller.run, f"txbus-{self.scope}-poll")]
             self._tasks += [spawn(self._work, f"txbus-{self.scope}-{n}") for n in range(self.budget.workers)]
-        if max_messages is not None and max_messages <= 0:
+        if limit is not None and limit.over:
             self.stop()
 
     def stop(self) -> None:
@@ -200,6 +206,9 @@ class Consumer:
         work: Work | None = None
         disposition: Disposition = Done()
         while True:
+            if work is not None and self._limit is not None:
+                finished = isinstance(disposition, Done)
+                self._limit.settle(finished=int(finished), unfinished=int(not finished))
             with self._work_to_do:
                 wake = work is not None and self._settle(work, disposition)
                 work = None if wake else self._next()
@@ -219,7 +228,7 @@ class Consumer:
             if due_s is not None and due_s <= now_s:
                 lanes.release(now_s)
                 due_s = lanes.next_due_s
-            work = lanes.take() if self._may_take() else None
+            work = self._take()
             if work is not None:
                 self._runs += 1
                 if lanes.ready or due_s is not None:
@@ -233,8 +242,19 @@ class Consumer:
                 self._waiting -= 1
         return None
 
-    def _may_take(self) -> bool:
-        return self._limit is None or self._handled + self._lanes.running < self._limit
+    def _take(self) -> Work | None:
+        """A record that is ready, and that the limit allows to run."""
+        if self._limit is not None and not (self._lanes.available() and self._limit.take()):
+            return None
+        return self._lanes.take()
+
+    def _limit_changed(self) -> None:
+        assert self._limit is not None
+        if self._limit.over:
+            self.stop()
+        else:
+            with self._work_to_do:
+                self._work_to_do.notify_all()
 
     def _run(self, work: Work) -> Disposition:
         try:
@@ -247,6 +267,7 @@ class Consumer:
             # KeyboardInterrupt or SystemExit in a handler: nothing is acknowledged, all stops.
             self._interrupt = exc
             self._worker_error = f"{type(exc).__name__}: {exc}"
+            self._alarm("a handler stopped its consumer", f"{work.received.position}: {exc!r}")
             self.stop()
             return GiveBack(0.0)
 
@@ -258,9 +279,6 @@ class Consumer:
                 self._worker_error = ""
                 if self._lanes.finish(work):
                     self._poller.acknowledge(work)
-                if self._limit is not None and self._handled >= self._limit:
-                    self._poller.stop()
-                    self._work_to_do.notify_all()
             case RetryAfter(delay_s):
                 work.failed += 1
                 work.given_back = 0

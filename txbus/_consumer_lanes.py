@@ -128,17 +128,20 @@ class Lanes:
         """When the first held lane is due, on the clock of `hold`."""
         return self._held[0][0] if self._held else None
 
+    def available(self) -> bool:
+        """Would `take` give a record?"""
+        while self._ready and (self._ready[0].share.lost or self._ready[0].share.closing):
+            self._ready.popleft()
+        return bool(self._ready)
+
     def take(self) -> Work | None:
         """The next record to run, or None."""
-        while self._ready:
-            lane = self._ready.popleft()
-            share = lane.share
-            if share.lost or share.closing:
-                continue
-            share.running += 1
-            self.running += 1
-            return lane.works[0]
-        return None
+        if not self.available():
+            return None
+        lane = self._ready.popleft()
+        lane.share.running += 1
+        self.running += 1
+        return lane.works[0]
 
     def finish(self, work: Work) -> bool:
         """It needs no further run here; False if its partition was lost meanwhile."""

@@ -66,6 +66,7 @@ class Poller:
         scope: str,
         group: str,
         budget: PollBudget,
+        on_end: Callable[[], None],
     ) -> None:
         self.stopping = False
         self.ended = False
@@ -81,6 +82,7 @@ class Poller:
         self._scope = scope
         self._group = group
         self._budget = budget
+        self._on_end = on_end
         self._receiver: Receiver | None = None
         self._replaced = ""
         # Finished by workers, under the guard; then the polling thread's own until the broker has it.
@@ -231,20 +233,21 @@ class Poller:
     def _collect(self) -> None:
         """Take over what is due to be acknowledged; under the guard."""
         if self._finished:
-            now_s = self._ports.clock.monotonic_s()
-            if self._ack_due_s is None:
-                self._ack_due_s = now_s + self._budget.ack_delay_s
-            if (
-                now_s >= self._ack_due_s
-                or len(self._finished) >= self._budget.ack_batch
-                or self._lanes.unfinished == 0
-                or self.stopping
-            ):
+            if self._ack_wait_s() <= 0.0:
                 self._unacked += self._finished
                 self._finished = []
                 self._ack_due_s = None
         self._unreturned += self._returned
         self._returned = []
+
+    def _ack_wait_s(self) -> float:
+        """How long what is finished may still wait for company; under the guard."""
+        now_s = self._ports.clock.monotonic_s()
+        if self._ack_due_s is None:
+            self._ack_due_s = now_s + self._budget.ack_delay_s
+        if len(self._finished) >= self._budget.ack_batch or self._lanes.unfinished == 0 or self.stopping:
+            return 0.0
+        return max(0.0, self._ack_due_s - now_s)
 
     def _tell(self, receiver: Receiver) -> None:
         """Acknowledge and give back. What the broker did not take stays for the next round."""
@@ -311,9 +314,12 @@ class Poller:
         """How long the next poll may wait; under the guard."""
         if self.stopping and self._lanes.running == 0:
             return 0.0
-        if self._ack_due_s is None:
-            return self._budget.poll_s
-        return min(self._budget.poll_s, max(0.0, self._ack_due_s - self._ports.clock.monotonic_s()))
+        if self._returned or (self._full and self._has_room()):
+            # Since they were looked at in this round; no worker could wake a poll that had not begun.
+            return 0.0
+        if self._finished:
+            return min(self._budget.poll_s, self._ack_wait_s())
+        return self._budget.poll_s
 
     def _accept(self, batch: Batch, began_s: float) -> None:
         """Take note of a poll: first what was lost, then what was gained, then the records."""
@@ -403,6 +409,7 @@ class Poller:
         with self._changed:
             self.ended = True
             self._changed.notify_all()
+        self._on_end()
 
     def _alarm(self, what: str, detail: str) -> None:
         self._emit(Alarm(self._service, "", what, f"scope {self._scope}: {detail}"))

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from txbus._atomic import AtomicBudget, AtomicConsumer
+from txbus._atomic_consumer import AtomicBudget, AtomicConsumer
 from txbus._capability import Capability, TopicKind
 from txbus._consumer import Consumer, ConsumerBudget
-from txbus._consumer_contract import ConsumerHealth
+from txbus._consumer_contract import ConsumerHealth, Disposition, Handle, Run
+from txbus._consumer_limit import DeliveryLimit
 from txbus._deadletter import DeadLetters, dead_envelope, describe_error
 from txbus._declare import HandlerDeclaration
 from txbus._inbox import InboxBudget, InboxHandler
-from txbus._inbox_signature import Delivery, HandlerSignature
+from txbus._inbox_signature import Delivery, HandlerSignature, HandlerTransaction
 from txbus._message import Envelope, Topic
-from txbus._wire import SendOptions, identity, tag_of
+from txbus._telemetry import Alarm
+from txbus._wire import SendOptions, identity, tag_of, trace_id
 from txbus.errors import DecodeError, NotOpen
 from txbus.spi import Received, Receiver, Subscription
 from txbus.stores.contract import LocalTransaction
@@ -33,7 +35,7 @@ class _Running(Protocol):
 
     group: str
 
-    def start(self, max_messages: int | None = None) -> None: ...
+    def start(self, limit: DeliveryLimit | None = None) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -46,6 +48,9 @@ class _Running(Protocol):
     @property
     def handled(self) -> int: ...
 
+    @property
+    def interrupt(self) -> BaseException | None: ...
+
 
 class Consuming:
     """The consumers of an open bus. Thread-safe."""
@@ -53,55 +58,85 @@ class Consuming:
     def __init__(self, bus: OpenBus) -> None:
         self._bus = bus
         self._lock = bus.ports.runtime.lock()
+        self._stopping = bus.ports.runtime.lock()
+        self._in_hand = bus.ports.runtime.local()
         self._running: list[tuple[HandlerDeclaration, _Running]] = []
         self._handled_before = 0
-        self.limited = False
+        self._limit: DeliveryLimit | None = None
+        self._interrupt: BaseException | None = None
 
     @staticmethod
     def check_signature(declared: HandlerDeclaration) -> None:
         HandlerSignature.of(declared.function, declared.topic, database=declared.database is not None)
 
     def start(self, workers: int | None = None, max_messages: int | None = None) -> None:
-        """Start a consumer for each handler that has none yet."""
+        """Start a consumer for each handler. ``max_messages``: all of them together end when so many
+        deliveries are finished."""
+        limit = None if max_messages is None else DeliveryLimit(max_messages, self._bus.ports)
         with self._lock:
-            if self._running:
+            if any(running.health().running for _, running in self._running):
                 raise NotOpen("the handlers of this bus are running already: stop() them first")
-            self.limited = max_messages is not None
-            for declared in self._bus.handlers:
-                made = self._atomic(declared) if declared.atomic else self._consumer(declared, workers)
-                self._running.append((declared, made))
-            for _, running in self._running:
-                running.start(max_messages)
+            self._forget(list(self._running))
+            self._limit, self._interrupt = limit, None
+            made = [(h, self._atomic(h) if h.atomic else self._consumer(h, workers)) for h in self._bus.handlers]
+            self._running = made
+            for _, running in made:
+                running.start(limit)
 
     def stop(self, timeout_s: float) -> None:
-        """Ask all to stop, then wait for the deliveries in hand."""
+        """Ask all to stop, then wait for the deliveries in hand; a handler only asks."""
         with self._lock:
-            stopping, self._running = self._running, []
+            stopping = list(self._running)
         for _, running in stopping:
             running.stop()
-        deadline_s = self._bus.ports.clock.monotonic_s() + timeout_s
-        for _, running in stopping:
-            running.join(max(0.0, deadline_s - self._bus.ports.clock.monotonic_s()))
-            self._handled_before += running.handled
+        if self._in_hand.get() is not None:
+            # The delivery in hand is the caller's own.
+            return
+        with self._stopping:
+            clock = self._bus.ports.clock
+            deadline_s = clock.monotonic_s() + timeout_s
+            for declared, running in stopping:
+                if not running.join(max(0.0, deadline_s - clock.monotonic_s())):
+                    detail = (
+                        f"scope {declared.scope}: a handler still runs after stop_timeout_s={timeout_s:g}; its "
+                        "delivery is not acknowledged and comes again"
+                    )
+                    self._bus.emit(Alarm(self._bus.service, "", "a handler did not stop in time", detail))
+            with self._lock:
+                self._forget([pair for pair in stopping if pair in self._running])
+
+    def _forget(self, ended: list[tuple[HandlerDeclaration, _Running]]) -> None:
+        """Keep what they leave behind; under the lock."""
+        for pair in ended:
+            self._running.remove(pair)
+            self._handled_before += pair[1].handled
+            self._interrupt = self._interrupt or pair[1].interrupt
 
     @property
     def handled(self) -> int:
         """Deliveries finished by this process since the bus was opened."""
-        return self._handled_before + sum(running.handled for _, running in self._running)
+        with self._lock:
+            return self._handled_before + sum(running.handled for _, running in self._running)
 
-    def finished(self, max_messages: int | None) -> bool:
-        """Did they end by themselves, or handle as many as was asked for?"""
-        if not self._running:
-            return False
-        if max_messages is not None and self.handled >= max_messages:
+    @property
+    def interrupt(self) -> BaseException | None:
+        """The KeyboardInterrupt or SystemExit that a handler raised since they were started."""
+        with self._lock:
+            running = [one.interrupt for _, one in self._running]
+            return next((found for found in (self._interrupt, *running) if found is not None), None)
+
+    def finished(self) -> bool:
+        """Did they end by themselves, was one interrupted, or is the limit of deliveries over?"""
+        if self.interrupt is not None or (self._limit is not None and self._limit.over):
             return True
-        return all(not running.health().running for _, running in self._running)
+        with self._lock:
+            return bool(self._running) and not any(running.health().running for _, running in self._running)
 
     def caught_up(self) -> bool:
         """Is every message of the handlers' topics handled and acknowledged?"""
         admin = self._bus.backend.admin()
         try:
-            for declared, running in self._running:
+            for declared, running in list(self._running):
                 if not running.idle():
                     return False
                 for row in admin.group_status(running.group, [declared.topic.name]):
@@ -116,7 +151,7 @@ class Consuming:
         return True
 
     def health(self) -> tuple[ConsumerHealth, ...]:
-        return tuple(running.health() for _, running in self._running)
+        return tuple(running.health() for _, running in list(self._running))
 
     # making them
 
@@ -141,7 +176,7 @@ class Consuming:
             scope=declared.scope,
             service=bus.service,
             database=database,
-            begin=(lambda: bus.transaction(declared.database, None)) if database is not None else None,
+            begin=(lambda: self._begin(declared)) if database is not None else None,
             dead_letters=DeadLetters(
                 scope=declared.scope,
                 service=bus.service,
@@ -160,7 +195,7 @@ class Consuming:
         )
         return Consumer(
             make_receiver=self._receiver(declared),
-            handle=handler,
+            handle=self._noting(handler),
             ports=bus.ports,
             emit=bus.emit,
             service=bus.service,
@@ -170,7 +205,26 @@ class Consuming:
                 workers=workers or settings.workers, max_in_flight=settings.max_in_flight, poll_s=settings.poll_s
             ),
             native_redelivery=Capability.NATIVE_REDELIVERY in native,
+            ended=bus.handlers_ended,
         )
+
+    def _noting(self, handle: Handle) -> Handle:
+        """Note what this thread has in hand: for the trace of its transaction, and for `stop`."""
+        in_hand = self._in_hand
+
+        def noting(received: Received, run: Run, /) -> Disposition:
+            in_hand.set(received)
+            try:
+                return handle(received, run)
+            finally:
+                in_hand.set(None)
+
+        return noting
+
+    def _begin(self, declared: HandlerDeclaration) -> HandlerTransaction:
+        received = self._in_hand.get()
+        assert isinstance(received, Received)
+        return self._bus.transaction(declared.database, None, trace_id(received.envelope.headers))
 
     def _atomic(self, declared: HandlerDeclaration) -> _Running:
         bus = self._bus
@@ -184,9 +238,11 @@ class Consuming:
             payload = declared.topic.decode(received.envelope.payload)
             sending = _AtomicSending(bus, send)
             delivery = Delivery(received, source, message_id, attempt, declared.scope, sending)
+            self._in_hand.set(received)
             try:
                 signature.call(payload, delivery, None)
             finally:
+                self._in_hand.set(None)
                 delivery.end()
 
         def dead_letter(received: Received, attempts: int, error: Exception) -> Envelope:
@@ -209,6 +265,7 @@ class Consuming:
             bus.ports,
             bus.emit,
             AtomicBudget(poll_s=bus.settings.poll_s, pending_max=bus.settings.max_in_flight),
+            bus.handlers_ended,
         )
 
 

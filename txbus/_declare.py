@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -47,6 +48,8 @@ class HandlerDeclaration:
             raise ConfigurationError(f"{where}: in_flight={self.in_flight!r} must be 'wait', 'skip' or 'fail'")
         if not (self.start in ("earliest", "latest") or isinstance(self.start, datetime)):
             raise ConfigurationError(f"{where}: start={self.start!r} must be 'earliest', 'latest' or a datetime")
+        if self.tags is not None and not self.tags:
+            raise ConfigurationError(f"{where}: tags= is empty, so it would take nothing; leave it out for every message")
         if isinstance(self.start, datetime) and self.start.tzinfo is None:
             raise ConfigurationError(f"{where}: start={self.start!r} has no time zone: add tzinfo=UTC or your own")
 
@@ -66,3 +69,17 @@ class CheckerDeclaration:
 
     topic: Topic[Any]
     function: OwnChecker
+
+    def __post_init__(self) -> None:
+        name = getattr(self.function, "__qualname__", None) or repr(self.function)
+        where = f"checker {name!r} of topic {self.topic.name!r}"
+        if inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
+            getattr(self.function, "__call__", None)  # noqa: B004 - the method itself is looked at
+        ):
+            raise ConfigurationError(
+                f"{where} is async: txbus is synchronous and would never await it; make it a plain function"
+            )
+        try:
+            inspect.signature(self.function).bind(None, 1)
+        except TypeError as exc:
+            raise ConfigurationError(f"{where}: it is called with an Envelope and the number of the check: {exc}") from exc

@@ -13,6 +13,7 @@ from txbus.stores.contract import Database
 __all__ = ["Maintenance", "MaintenanceBudget"]
 
 Key = tuple[str, str]
+_REPORT_FROM = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +71,22 @@ class Maintenance:
             self._task.join(5.0)
 
     def _run(self) -> None:
+        failures = 0
         while True:
             try:
                 self._share_held()
                 if self._clock.monotonic_s() >= self._purge_at_s:
                     self._purge()
-            except StoreError as exc:
-                self._emit(Alarm(self._service, "", "maintenance", f"{type(exc).__name__}: {exc}"))
+                failures = 0
+            except Exception as exc:
+                failures += 1
+                # A busy database is nothing to report; one that stays away is reported once.
+                if failures == _REPORT_FROM or not isinstance(exc, StoreError):
+                    self._emit(Alarm(self._service, "", "maintenance", f"{type(exc).__name__}: {exc}"))
             with self._condition:
                 if self._stopping:
                     return
-                if not self._to_write:
+                if failures or not self._to_write:
                     self._condition.wait(self._budget.interval_s)
                 if self._stopping:
                     return
@@ -88,11 +94,15 @@ class Maintenance:
     def _share_held(self) -> None:
         assert self._home is not None
         with self._condition:
-            to_write, self._to_write = self._to_write, {}
+            to_write = dict(self._to_write)
         for partition, held in to_write.items():
             if self._written.get(partition) != held:
                 self._home.replace_held(partition, held)
                 self._written[partition] = held
+            with self._condition:
+                # Only what is written is done; the relay tells each change once.
+                if self._to_write.get(partition) is held:
+                    del self._to_write[partition]
         self._held = self._home.held_keys()
 
     def _purge(self) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Runner"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOOK_S = 0.5
 
 
 class Runner:
@@ -30,15 +31,23 @@ class Runner:
             self._stopping = True
             self._condition.notify_all()
 
+    def nudge(self) -> None:
+        """Look now whether the handlers have ended."""
+        with self._condition:
+            self._condition.notify_all()
+
     def run(self, until_idle: float | None, max_messages: int | None, workers: int | None) -> int:
         consuming = self._bus.consuming
+        before = consuming.handled
         with self._signals():
             consuming.start(workers, max_messages)
             try:
-                self._wait(until_idle, lambda: consuming.finished(max_messages))
+                self._wait(until_idle, consuming.finished)
             finally:
                 consuming.stop(self._bus.settings.stop_timeout_s)
-        return consuming.handled
+        if consuming.interrupt is not None:
+            raise consuming.interrupt
+        return consuming.handled - before
 
     def run_relay(self, until_idle: float | None) -> None:
         with self._signals():
@@ -53,7 +62,9 @@ class Runner:
             with self._condition:
                 if self._stopping:
                     return
-                self._condition.wait(None if until_idle is None and not self._bus.consuming.limited else 0.02)
+                if not finished():
+                    # A signal between the look above and this wait notifies nobody; hence no wait for ever.
+                    self._condition.wait(_LOOK_S if until_idle is None else 0.02)
                 if self._stopping:
                     return
             if finished():

@@ -49,13 +49,20 @@ class TestBus:
         self._buses = (bus, *others)
 
     def __enter__(self) -> TestBus:
-        for bus in self._buses:
-            bus.start()
+        try:
+            for bus in self._buses:
+                bus.start()
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         for bus in self._buses:
             bus.stop()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from tests.unit.test_consumer_broker import PATIENCE_S, PORTS, Broker, FakeReceiver, Log, cloud_event
 from txbus._consumer import Consumer, ConsumerBudget
 from txbus._consumer_contract import Disposition, Done, GiveBack, RetryAfter, Run
+from txbus._consumer_limit import DeliveryLimit
 from txbus._telemetry import Alarm, FencedOff, PartitionsChanged, Reconnected
 from txbus.errors import BackendUnavailable, Fenced, NotOpen, SettingsError
 from txbus.spi import Received, Receiver
@@ -78,7 +79,7 @@ def consuming(
         budget=budget,
         native_redelivery=native_redelivery,
     )
-    consumer.start(max_messages)
+    consumer.start(None if max_messages is None else DeliveryLimit(max_messages, PORTS))
     try:
         yield consumer
     finally:
@@ -314,6 +315,33 @@ def test_a_finished_delivery_is_acknowledged_while_another_is_still_running() ->
     with consuming(broker, handler, budget=ConsumerBudget(poll_s=3600.0)):
         broker.wait(lambda: len(broker.acked) == 1)
         gate.set()
+        broker.wait(broker.all_acked)
+
+
+def test_a_delivery_finished_while_another_is_acknowledged_is_not_overlooked() -> None:
+    """What finishes between two polls, when there is no poll to wake, does not wait for the next one."""
+    broker, handler = Broker(), Handler()
+    gate = handler.gate("slow")
+    begun: list[Consumer] = []
+
+    class Slow(FakeReceiver):
+        def ack(self, received: Sequence[Received]) -> None:
+            gate.set()
+            deadline_s = PORTS.clock.monotonic_s() + PATIENCE_S
+            while begun[0].handled < 2 and PORTS.clock.monotonic_s() < deadline_s:
+                PORTS.clock.sleep_s(0.001)
+            super().ack(received)
+
+    def join() -> FakeReceiver:
+        member = Slow(broker)
+        broker.members.append(member)
+        broker.rebalance()
+        return member
+
+    budget = ConsumerBudget(poll_s=3600.0, ack_delay_s=0.001)
+    with consuming(broker, handler, make_receiver=join, budget=budget) as consumer:
+        begun.append(consumer)
+        publish(broker, "slow", "quick")
         broker.wait(broker.all_acked)
 
 
