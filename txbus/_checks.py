@@ -130,8 +130,8 @@ def check_checkers(topics: Iterable[str], databases: Mapping[str, object]) -> No
     if not databases:
         for topic in topics:
             raise ConfigurationError(
-                f"@bus.checker({topic!r}): this bus has no database, so it never sends a half that the checker could be "
-                "asked about; add Bus(databases=...), or remove the checker"
+                f"@bus.checker({topic!r}): this bus has no database, so it never sends a half that the checker could "
+                "be asked about; add Bus(databases=...), or remove the checker"
             )
 
 

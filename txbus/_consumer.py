@@ -53,7 +53,8 @@ class ConsumerBudget:
             value = getattr(self, field.name)
             low = 1 if field.type == "int" else 0.0
             if field.name != "backoff_s" and not (low <= value <= 10_000_000 and value > 0):
-                raise SettingsError(f"ConsumerBudget: {field.name}={value} must be {low or 'more than 0'} to 10,000,000")
+                least = low or "more than 0"
+                raise SettingsError(f"ConsumerBudget: {field.name}={value} must be {least} to 10,000,000")
         if not 0.0 < self.backoff_s[0] <= self.backoff_s[1]:
             raise SettingsError(f"ConsumerBudget: backoff_s={self.backoff_s} must be 0 < first <= cap")
 

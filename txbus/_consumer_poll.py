@@ -232,11 +232,10 @@ class Poller:
 
     def _collect(self) -> None:
         """Take over what is due to be acknowledged; under the guard."""
-        if self._finished:
-            if self._ack_wait_s() <= 0.0:
-                self._unacked += self._finished
-                self._finished = []
-                self._ack_due_s = None
+        if self._finished and self._ack_wait_s() <= 0.0:
+            self._unacked += self._finished
+            self._finished = []
+            self._ack_due_s = None
         self._unreturned += self._returned
         self._returned = []
 

@@ -49,7 +49,7 @@ class HandlerDeclaration:
         if not (self.start in ("earliest", "latest") or isinstance(self.start, datetime)):
             raise ConfigurationError(f"{where}: start={self.start!r} must be 'earliest', 'latest' or a datetime")
         if self.tags is not None and not self.tags:
-            raise ConfigurationError(f"{where}: tags= is empty, so it would take nothing; leave it out for every message")
+            raise ConfigurationError(f"{where}: tags= is empty and would take nothing; leave it out for every message")
         if isinstance(self.start, datetime) and self.start.tzinfo is None:
             raise ConfigurationError(f"{where}: start={self.start!r} has no time zone: add tzinfo=UTC or your own")
 
@@ -82,4 +82,5 @@ class CheckerDeclaration:
         try:
             inspect.signature(self.function).bind(None, 1)
         except TypeError as exc:
-            raise ConfigurationError(f"{where}: it is called with an Envelope and the number of the check: {exc}") from exc
+            text = f"{where}: it is called with an Envelope and the number of the check: {exc}"
+            raise ConfigurationError(text) from exc

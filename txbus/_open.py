@@ -164,21 +164,21 @@ class OpenBus:
         )
 
     def attach(self, owner: Any) -> AttachedScope | AttachedSessions:
-        for database in self.databases.values():
-            if database.recognises(owner):
-                if database.makes_sessions(owner):
-                    end = database.adopt_sessions(owner, lambda _: self._attached_scope(database))
-                    return AttachedSessions(self.attached, end)
-                known = database.hooks_of(owner)
-                if isinstance(known, AttachedScope):
-                    return known
-                scope = self._attached_scope(database)
-                scope.join(database.adopt(owner, scope))
-                return scope
-        raise ConfigurationError(
-            f"attach({type(owner).__name__}): it belongs to none of this bus's databases ({self._known()}); "
-            "attach a Session, Connection or sessionmaker of an Engine that was given to Bus(databases=...)"
-        )
+        database = next((one for one in self.databases.values() if one.recognises(owner)), None)
+        if database is None:
+            raise ConfigurationError(
+                f"attach({type(owner).__name__}): it belongs to none of this bus's databases ({self._known()}); "
+                "attach a Session, Connection or sessionmaker of an Engine that was given to Bus(databases=...)"
+            )
+        if database.makes_sessions(owner):
+            end = database.adopt_sessions(owner, lambda _: self._attached_scope(database))
+            return AttachedSessions(self.attached, end)
+        known = database.hooks_of(owner)
+        if isinstance(known, AttachedScope):
+            return known
+        scope = self._attached_scope(database)
+        scope.join(database.adopt(owner, scope))
+        return scope
 
     def attached(self, session: Any) -> AttachedScope:
         scope = self.attach(session)
@@ -394,11 +394,10 @@ def _prepare_topics(
         absent = [spec for spec in wanted if found[spec.name] is None]
         if absent and not settings.create_topics:
             each = ", ".join(f"{spec.name!r} with {spec.partitions} partitions" for spec in absent)
+            unlimited = f" ({internal.name!r} without a limit of retention)" if internal in absent else ""
             raise ConfigurationError(
-                f"these topics do not exist and create_topics is off: {each}; create them, {internal.name!r} without "
-                "limit of retention, or leave create_topics on"
-                if internal in absent
-                else f"these topics do not exist and create_topics is off: {each}; create them, or leave create_topics on"
+                f"these topics do not exist and create_topics is off: {each}; create them{unlimited}, or leave "
+                "create_topics on"
             )
         admin.create(absent)
         if halves:

@@ -120,7 +120,8 @@ class TestBus:
         parts = []
         for bus in self._buses:
             health = bus.health()
-            busy = [f"scope {h.scope}: {h.in_flight} in flight {h.error}".rstrip() for h in health.handlers if h.in_flight]
+            handlers = [handler for handler in health.handlers if handler.in_flight]
+            busy = [f"scope {h.scope}: {h.in_flight} in flight {h.error}".rstrip() for h in handlers]
             relay = health.relay
             if relay is not None and (relay.undecided or relay.parked):
                 busy.append(f"relay: {relay.undecided} undecided, {relay.parked} parked {relay.last_error}".rstrip())

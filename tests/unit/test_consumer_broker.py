@@ -123,6 +123,7 @@ class FakeReceiver:
         broker = self.broker
         with broker.changed:
             broker.polls += 1
+            broker.changed.notify_all()
             if broker.failures:
                 raise broker.failures.pop(0)
             broker.changed.wait_for(
