@@ -232,6 +232,8 @@ def test_rule_20_a_full_window_stops_reading_and_says_so_until_halves_are_settle
     assert open_halves < 16 and any("reading stops" in detail for detail in alarms(bench))
     for waiting in list(owner.partition.index.undecided()):
         owner.partition.index.park(waiting, "too old to know")
+    owner.read()
+    assert len(owner.partition.index.halves) == open_halves, "it waits for the next step's look"
     assert owner.partition.work(owner.membership) is False
     owner.read()
     assert len(owner.partition.index.halves) > open_halves
@@ -385,6 +387,17 @@ def test_rule_23_the_log_is_truncated_below_committed_positions_only() -> None:
     owner.read()
     owner.work()
     assert len(bench.published()) == 43
+
+
+def test_rule_23_payloads_out_of_memory_outlive_the_step_that_appends_them_again() -> None:
+    """Until their H′ were read back they are read at their old place, which is not truncated."""
+    bench = Bench(replace(SMALL, payload_budget_bytes=1, truncate_records=0))
+    bench.append(h("A", "k"), h("B", "m"), *(d("nobody") for _ in range(8)))
+    owner = bench.owner().take_over()
+    assert owner.partition.work(owner.membership) and len(bench.again()) == 2
+    owner.partition.index.decide(owner.partition.index.halves[id_of("A")], COMMITTED, False)
+    owner.partition.work(owner.membership)
+    assert bench.published() == ["A.0"]
 
 
 def test_rule_23_a_truncation_that_fails_does_not_undo_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

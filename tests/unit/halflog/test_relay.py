@@ -310,11 +310,11 @@ def test_rule_03_every_row_is_confirmed_although_its_parts_are_published_apart(b
 
 def test_a_relay_stops_while_it_waits(engine: Engine) -> None:
     """stop() returns as soon as the poll is woken, and may be called again."""
-    bus, events = open_bus(engine, "stops")
+    bus, events = open_bus(engine, "stops", poll_s=10 * LONG_S, lease_s=40 * LONG_S, stop_timeout_s=20 * LONG_S)
     with bus:
         relay = bus.opened.start_relay()
         assert relay.wait_quiet(LONG_S)
-        relay.stop(LONG_S)
+        relay.stop(LONG_S)  # an alarm says so if it takes longer
         relay.stop(LONG_S)
         assert not relay.health().running and relay.wait_quiet(0.0) is False
     assert not any(isinstance(event, Alarm) for event in events)
