@@ -10,7 +10,7 @@ from txbus.embedded.database import Database, WriterBusy
 from txbus.embedded.records import RecordWriter
 from txbus.embedded.topics import Topics
 from txbus.errors import BackendError, BackendUnavailable, CommitUnknown, NotOpen, SendUnknown, TxbusError
-from txbus.spi import Task
+from txbus.spi import Lock, Task
 
 __all__ = ["GroupCommit", "Pending"]
 
@@ -19,6 +19,8 @@ T = TypeVar("T")
 _QUEUE_MAX = 2000
 _QUEUE_BYTES_MAX = 32 * 1024 * 1024
 _IDLE_ROUNDS = 25
+_GATHER_S = 0.00002
+_GATHER_ROUNDS = 5
 
 
 class Pending(Generic[T]):
@@ -28,7 +30,7 @@ class Pending(Generic[T]):
     neighbours are in the same SQLite transaction.
     """
 
-    __slots__ = ("_commits", "_error", "_result", "done", "queued_s", "size", "work")
+    __slots__ = ("_commits", "_error", "_result", "done", "gates", "queued_s", "size", "work")
 
     def __init__(self, commits: GroupCommit, work: Callable[[RecordWriter], T], size: int) -> None:
         self._commits = commits
@@ -36,6 +38,8 @@ class Pending(Generic[T]):
         self.size = size
         self.done = False
         self.queued_s = 0.0
+        self.gates: list[Lock] = []
+        """One held lock for each thread that waits for it; releasing it wakes that thread alone."""
         self._result: T | None = None
         self._error: BaseException | None = None
 
@@ -77,11 +81,12 @@ class GroupCommit:
         self._topics = topics
         self._ports = database.ports
         self.label = database.label
-        self._changed = self._ports.runtime.condition()
+        self._mutex = self._ports.runtime.lock()
         self._flusher_wakes = self._ports.runtime.condition()
         self._queue: list[Pending[object]] = []
         self._queue_bytes = 0
         self._writing = False
+        self._joined = 0
         self._closed = False
         self._flusher: Task | None = None
         self._flusher_idle = False
@@ -91,7 +96,7 @@ class GroupCommit:
         """Queue a write. Returns at once, but for back pressure above 2,000 writes or 32 MiB."""
         self._database.check_process()
         pending = Pending(self, work, size)
-        with self._changed:
+        with self._mutex:
             if self._closed:
                 raise NotOpen(f"{self.label}: the backend is closed")
             pending.queued_s = self._ports.clock.monotonic_s()
@@ -115,29 +120,35 @@ class GroupCommit:
     def drive(self, pending: Pending[T], timeout_s: float) -> bool:
         """Wait until it is done, writing if nobody does; False when the time is over."""
         self._database.check_process()
-        clock = self._ports.clock
         deadline_s: float | None = None
         while True:
-            with self._changed:
-                while not pending.done and self._writing:
-                    now_s = clock.monotonic_s()
-                    deadline_s = now_s + timeout_s if deadline_s is None else deadline_s
-                    if now_s >= deadline_s:
-                        return False
-                    self._changed.wait(deadline_s - now_s)
+            gate: Lock | None = None
+            with self._mutex:
                 if pending.done:
                     return True
-                now_s = clock.monotonic_s()
+                now_s = self._ports.clock.monotonic_s()
                 if deadline_s is None:
                     deadline_s = now_s + timeout_s
                 elif now_s >= deadline_s:
+                    # It may have been woken to write: then another one has to.
+                    self._wake_writer()
                     return False
-                batch = self._take()
-            self._write(batch, deadline_s - now_s)
+                if self._writing:
+                    gate = self._ports.runtime.lock()
+                    gate.acquire()
+                    pending.gates.append(gate)
+                else:
+                    self._writing = True
+            if gate is None:
+                self._write(deadline_s - now_s)
+            elif not gate.acquire(timeout=deadline_s - now_s):
+                with self._mutex:
+                    if gate in pending.gates:
+                        pending.gates.remove(gate)
 
     def withdraw(self, pending: Pending[T]) -> bool:
         """Take it out of the queue; False if it is being written or done."""
-        with self._changed:
+        with self._mutex:
             for index, queued in enumerate(self._queue):
                 if queued is pending:
                     del self._queue[index]
@@ -147,21 +158,33 @@ class GroupCommit:
 
     def flush(self, timeout_s: float) -> None:
         """Write what is queued now, at most for so long. What fails is told by `Pending.result`."""
-        with self._changed:
+        with self._mutex:
             last = self._queue[-1] if self._queue else None
         if last is not None:
             self.drive(last, timeout_s)
 
-    def _take(self) -> list[Pending[object]]:
-        batch, self._queue, self._queue_bytes = self._queue, [], 0
-        self._writing = True
+    def _gather(self) -> list[Pending[object]]:
+        """Everything queued. Where callers came together before, they are given a moment to do so
+        again: those of the last commit are just coming back, and one commit for all is cheaper
+        than two in turn. It ends as soon as nobody comes."""
+        sleep_s = self._ports.clock.sleep_s
+        if self._joined:
+            for _ in range(_GATHER_ROUNDS):
+                before = len(self._queue)
+                sleep_s(_GATHER_S)
+                if len(self._queue) == before:
+                    break
+        with self._mutex:
+            batch, self._queue, self._queue_bytes = self._queue, [], 0
         return batch
 
-    def _write(self, batch: list[Pending[object]], wait_s: float) -> None:
+    def _write(self, wait_s: float) -> None:
         """Write a batch; those that found the file busy and are not too old go back to the queue."""
+        batch: list[Pending[object]] = []
         returned: list[Pending[object]] = []
         try:
             try:
+                batch = self._gather()
                 self._commit(batch, wait_s)
             except BackendUnavailable as exc:
                 old_s = self._ports.clock.monotonic_s() - self._database.options.busy_timeout_s
@@ -179,11 +202,24 @@ class GroupCommit:
                         pending.fail(SendUnknown(f"{self.label}: interrupted while writing: {exc!r}"))
                 raise
         finally:
-            with self._changed:
+            with self._mutex:
                 self._queue[:0] = returned
                 self._queue_bytes += sum(pending.size for pending in returned)
                 self._writing = False
-                self._changed.notify_all()
+                # Only other threads count: one that appends twice and then waits gains nothing.
+                self._joined = sum(len(pending.gates) for pending in batch)
+                for pending in batch:
+                    if pending.done:
+                        _wake(pending)
+                self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        """Wake one that waits with something queued: it finds nobody writing and writes."""
+        if not self._writing:
+            for pending in self._queue:
+                if pending.gates:
+                    pending.gates.pop().release()
+                    return
 
     def _commit_singly(self, batch: Sequence[Pending[object]], wait_s: float, error: Exception) -> None:
         """Something that no `Work` refuses by itself: find out whose fault it is."""
@@ -236,7 +272,7 @@ class GroupCommit:
                 if self._closed:
                     return
                 self._flusher_wakes.wait(linger_s)
-            with self._changed:
+            with self._mutex:
                 oldest = self._queue[0] if self._queue and not self._writing else None
             empty = 0 if oldest is not None else empty + 1
             waited = oldest is seen or (
@@ -252,7 +288,7 @@ class GroupCommit:
     def close(self) -> None:
         """Take nothing more, end the thread. Senders wrote what was theirs when they were closed; who
         still waits is told that it was not written. Idempotent; bounded by ``busy_timeout_s``."""
-        with self._changed:
+        with self._mutex:
             if self._closed:
                 return
             self._closed = True
@@ -261,8 +297,14 @@ class GroupCommit:
             self._flusher_wakes.notify_all()
         if self._flusher is not None:
             self._flusher.join(busy_s)
-        with self._changed:
+        with self._mutex:
             left, self._queue = self._queue, []
             for pending in left:
                 pending.fail(BackendUnavailable(f"{self.label}: closed before it could be written"))
-            self._changed.notify_all()
+                _wake(pending)
+
+
+def _wake(pending: Pending[object]) -> None:
+    for gate in pending.gates:
+        gate.release()
+    pending.gates.clear()
