@@ -16,6 +16,7 @@ __all__ = ["Codec", "Envelope", "JsonCodec", "Position", "Receipt", "Topic", "To
 
 T = TypeVar("T")
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_DETAILS_MAX = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -167,8 +168,20 @@ class Topic(Generic[T]):
         assert self.codec is not None
         try:
             return self.codec.decode(data)
+        except pydantic.ValidationError as exc:
+            raise DecodeError(f"topic {self.name!r}: {_refused_fields(exc)}") from exc
         except Exception as exc:
             raise DecodeError(f"topic {self.name!r}: {type(exc).__name__}: {exc}") from exc
+
+
+def _refused_fields(error: pydantic.ValidationError) -> str:
+    """What the model refuses in one line, because dead letters and events show one line of a reason."""
+    details = error.errors(include_url=False, include_input=False)
+    shown = [
+        ": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"]))).replace("\n", " ")
+        for detail in details[:_DETAILS_MAX]
+    ]
+    return "; ".join(shown) + (f"; and {len(details) - _DETAILS_MAX} more" if len(details) > _DETAILS_MAX else "")
 
 
 def _checkable(model: Any) -> type[Any]:

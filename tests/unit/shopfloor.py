@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,3 +103,17 @@ def floor(
     finally:
         for engine in engines.values():
             engine.dispose()
+
+
+def skus(engine: Engine) -> list[str]:
+    """What was sold, in the order in which it was committed."""
+    with engine.connect() as connection:
+        return list(connection.execute(select(sales.c.sku).order_by(sales.c.id)).scalars())
+
+
+def until(condition: Callable[[], object], patience_s: float = 20.0) -> None:
+    """Wait until it holds; the patience is only there to end a broken test."""
+    deadline_s = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.005)
