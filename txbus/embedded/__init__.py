@@ -2,3 +2,5 @@
 
 `plugin` is found through the entry point; nothing here imports sqlite3 before a backend is made.
 """
+
+__all__: list[str] = []

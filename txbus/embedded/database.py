@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from txbus.embedded import bus_file
-from txbus.embedded.hub import Hub, enter_hub, leave_hub
+from txbus.embedded.hub import Hub, enter_hub
 from txbus.embedded.options import Options
 from txbus.errors import (
     BackendError,
@@ -172,7 +172,7 @@ class Database:
         except BaseException as exc:
             for connection in connections:
                 connection.close()
-            leave_hub(self.hub)
+            self.hub.leave()
             if isinstance(exc, sqlite3.Error):
                 raise translate(exc, path) from exc
             raise
@@ -332,7 +332,7 @@ class Database:
                 self.discard(self._durable)
                 self.discard(self._relaxed)
         self._reader.close()
-        leave_hub(self.hub)
+        self.hub.leave()
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

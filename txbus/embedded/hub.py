@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from txbus.spi import Runtime
 
-__all__ = ["Hub", "enter_hub", "leave_hub"]
+__all__ = ["Hub", "enter_hub"]
 
 _HUBS: dict[tuple[str, int], Hub] = {}
 
@@ -69,7 +69,3 @@ def enter_hub(name: str, runtime: Runtime, connect: Callable[[], sqlite3.Connect
         hub = _HUBS.setdefault(key, Hub(key, runtime))
         if hub.join(connect):
             return hub
-
-
-def leave_hub(hub: Hub) -> None:
-    hub.leave()

@@ -20,6 +20,7 @@ def partition_range(connection: sqlite3.Connection, partition_id: int) -> tuple[
 
 
 def read_position(connection: sqlite3.Connection, group: str, partition_id: int) -> Committed | None:
+    """The position that is written, None if there is none."""
     row = connection.execute(
         "SELECT position, note FROM positions WHERE group_name = ? AND partition = ?", (group, partition_id)
     ).fetchone()
