@@ -301,6 +301,8 @@ class OpenBus:
             self.ports,
             HalfSenderBudget(hint_linger_s=settings.hint_linger_s),
             held_keys=self.maintenance.held_keys,
+            emit=self.emit,
+            service=self.service,
         )
 
     def start_relay(self) -> Relay:

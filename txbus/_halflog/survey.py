@@ -6,11 +6,11 @@ has from the ledger and has not written yet are not in the log, so such a half s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from txbus._halflog.index import HalfIndex, OpenHalf
-from txbus._halflog.records import decode, half_topic
+from txbus._halflog.records import NewerRecord, decode, half_topic
 from txbus._halflog.relay import relay_group
 from txbus._message import TopicPartition
 from txbus._outcome import Outcome
@@ -57,8 +57,11 @@ class SurveyedHalf:
         return "undecided" if self.outcome is None else self.outcome.value
 
 
-def survey(backend: Backend, service: str, clock: Clock) -> tuple[SurveyedHalf, ...]:
-    """Every unsettled half of a service, oldest first. Raises BackendError.
+def survey(
+    backend: Backend, service: str, clock: Clock, skipped: Callable[[str], None] = lambda _: None
+) -> tuple[SurveyedHalf, ...]:
+    """Every unsettled half of a service, oldest first. Raises BackendError, and NewerRecord for a log
+    that a newer txbus writes. ``skipped`` is told of each damaged record.
 
     Costs one reading of the log between the relays' position and its end; payloads are not kept.
     """
@@ -72,23 +75,29 @@ def survey(backend: Backend, service: str, clock: Clock) -> tuple[SurveyedHalf, 
         admin.close()
     log = backend.log(topic)
     try:
-        found = [half for row in status for half in _partition(log, row.where, row.committed, clock)]
+        found = [half for row in status for half in _partition(log, row.where, row.committed, clock, skipped)]
     finally:
         log.close()
     return tuple(sorted(found, key=lambda half: (half.created_s, half.tx_id, half.attempt, half.partition)))
 
 
-def _partition(log: Log, where: TopicPartition, committed: int | None, clock: Clock) -> Iterator[SurveyedHalf]:
+def _partition(
+    log: Log, where: TopicPartition, committed: int | None, clock: Clock, skipped: Callable[[str], None]
+) -> Iterator[SurveyedHalf]:
     index = HalfIndex()
-    offset = log.start(where.partition) if committed is None else committed
+    start = log.start(where.partition)
+    offset = start if committed is None else max(start, committed)
     end = log.end(where.partition)
     while offset < end:
         records, upto = log.read(where.partition, offset, _RECORDS_AT_ONCE, _READ_S)
         for received in records:
             try:
                 entries = decode(received.envelope.payload)
-            except DecodeError:
-                continue  # the relay raises the alarm
+            except NewerRecord:
+                raise
+            except DecodeError as exc:
+                skipped(f"{where} at {received.position.offset} skipped: {exc}")
+                continue
             for number, entry in enumerate(entries):
                 index.apply(entry, received.position.offset, number, 0.0)
         index.drop_payloads(0)
