@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from txbus._message import Envelope, Topic
 from txbus._ports import Ports
-from txbus._wire import SendOptions
+from txbus._wire import SendArguments, SendOptions
 from txbus.errors import BackendError, NotOpen
 from txbus.spi import BrokerTransaction, BrokerTransactions
 
@@ -67,28 +67,12 @@ class AtomicScope:
         self,
         topic: Topic[T],
         payload: T,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        message_id: str | None = None,
-        tag: str | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-        deliver_after_s: float | None = None,
+        **options: Unpack[SendArguments],
     ) -> str:
         """Add a message to the broker transaction; returns its id."""
         if self._open is None:
             raise NotOpen("this broker transaction is not open: send inside of its block")
-        options = SendOptions(
-            key=key,
-            headers=headers or {},
-            message_id=message_id,
-            tag=tag,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            deliver_after_s=deliver_after_s,
-        )
-        envelope = self._make(topic, payload, options)
+        envelope = self._make(topic, payload, SendOptions(**options))
         self._open.send(envelope)
         assert envelope.id is not None
         return envelope.id

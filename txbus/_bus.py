@@ -19,7 +19,7 @@ from txbus._retry import Retry
 from txbus._system import system_ports
 from txbus._telemetry import Event, Events
 from txbus._transactional import AttachedScope, AttachedSessions, TransactionScope
-from txbus._wire import SendOptions
+from txbus._wire import SendNowArguments, SendOptions
 from txbus.errors import ConfigurationError, NotOpen
 from txbus.settings import Settings, SettingsArguments, check_relations, mask, parse_url
 from txbus.spi import Backend
@@ -296,32 +296,14 @@ class Bus:
         self,
         topic: Topic[T],
         payload: T,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        message_id: str | None = None,
-        tag: str | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-        deliver_after_s: float | None = None,
-        timeout_s: float | None = None,
+        **options: Unpack[SendNowArguments],
     ) -> Receipt:
         """Send one message, without any database; durable on return.
 
         `SendUnknown`: it may or may not be durable; sending again under the same ``message_id`` is
         safe for receivers with an inbox.
         """
-        options = SendOptions(
-            key=key,
-            headers=headers or {},
-            message_id=message_id,
-            tag=tag,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            deliver_after_s=deliver_after_s,
-            timeout_s=timeout_s,
-        )
-        return self.opened.send(topic, [payload], options)[0]
+        return self.opened.send(topic, [payload], SendOptions(**options))[0]
 
     def send_many(
         self, topic: Topic[T], payloads: Sequence[T], *, timeout_s: float | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 
 from txbus._atomic_consumer import AtomicBudget, AtomicConsumer
 from txbus._capability import Capability, TopicKind
@@ -17,7 +17,7 @@ from txbus._inbox import InboxBudget, InboxHandler
 from txbus._inbox_signature import Delivery, HandlerSignature, HandlerTransaction
 from txbus._message import Envelope, Topic
 from txbus._telemetry import Alarm
-from txbus._wire import SendOptions, identity, tag_of, trace_id
+from txbus._wire import SendArguments, SendOptions, identity, tag_of, trace_id
 from txbus.errors import DecodeError, NotOpen
 from txbus.spi import Received, Receiver, Subscription
 from txbus.stores.contract import LocalTransaction
@@ -292,26 +292,9 @@ class _AtomicSending:
         self,
         topic: Topic[T],
         payload: T,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        message_id: str | None = None,
-        tag: str | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-        deliver_after_s: float | None = None,
+        **options: Unpack[SendArguments],
     ) -> str:
-        options = SendOptions(
-            key=key,
-            headers=headers or {},
-            message_id=message_id,
-            tag=tag,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            deliver_after_s=deliver_after_s,
-        )
-        envelope = self._bus.make_envelope(topic, payload, options)
+        envelope = self._bus.make_envelope(topic, payload, SendOptions(**options))
         self._send(envelope)
         assert envelope.id is not None
         return envelope.id
-

@@ -9,11 +9,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, assert_never
+from typing import Any, Protocol, TypeVar, Unpack, assert_never
 
 from txbus._message import Envelope, Position, Topic
 from txbus._trace import current_traceparent
-from txbus._wire import CORRELATION, TRACEPARENT, inherited_traceparent
+from txbus._wire import CORRELATION, TRACEPARENT, SendArguments, inherited_traceparent
 from txbus.errors import ConfigurationError, NotOpen
 from txbus.spi import Received
 from txbus.stores.contract import LocalTransaction
@@ -46,14 +46,7 @@ class HandlerTransaction(Protocol):
         self,
         topic: Topic[T],
         payload: T,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        message_id: str | None = None,
-        tag: str | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-        deliver_after_s: float | None = None,
+        **options: Unpack[SendArguments],
     ) -> str:
         """Add a message that becomes visible if and only if the local transaction commits."""
         ...
@@ -104,17 +97,11 @@ class Delivery:
         self,
         topic: Topic[T],
         payload: T,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        message_id: str | None = None,
-        tag: str | None = None,
-        correlation_id: str | None = None,
-        deliver_after_s: float | None = None,
+        **options: Unpack[SendArguments],
     ) -> str:
         """Send a message in the handler's transaction: visible if and only if its effect commits.
 
-        Its causation id is this message's id, its correlation id this message's unless another is
+        Its causation id is this message's id, its correlation id this message's, unless others are
         given. Returns its id. `NotOpen` once the handler has returned; ConfigurationError for a
         handler without a database.
         """
@@ -125,24 +112,13 @@ class Delivery:
                 f"handler scope {self._scope!r} has no database, so a message cannot join its effect: "
                 "declare it with database=, or send outside of any transaction with bus.send"
             )
-        return self._transaction.send(
-            topic,
-            payload,
-            key=key,
-            headers=self._continuing(headers),
-            message_id=message_id,
-            tag=tag,
-            correlation_id=correlation_id or self.correlation_id,
-            causation_id=self.message_id,
-            deliver_after_s=deliver_after_s,
-        )
-
-    def _continuing(self, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
-        """With this message's trace, unless the application has a span or a header of its own."""
-        if current_traceparent() is not None or (headers and TRACEPARENT in headers):
-            return headers
+        options["correlation_id"] = options.get("correlation_id") or self.correlation_id
+        options["causation_id"] = options.get("causation_id") or self.message_id
         inherited = inherited_traceparent(self.envelope.headers)
-        return headers if inherited is None else {**(headers or {}), TRACEPARENT: inherited}
+        if inherited is not None and current_traceparent() is None:
+            # The message's trace goes on, unless the application has a span or a header of its own.
+            options["headers"] = {TRACEPARENT: inherited, **(options.get("headers") or {})}
+        return self._transaction.send(topic, payload, **options)
 
     def end(self) -> None:
         """No message can be sent any more. Called by txbus when the handler returned."""
@@ -232,9 +208,7 @@ class HandlerSignature:
             self.function(*values)
 
     @staticmethod
-    def _value(
-        supply: _Supply, payload: object, delivery: Delivery, local: LocalTransaction | None
-    ) -> object:
+    def _value(supply: _Supply, payload: object, delivery: Delivery, local: LocalTransaction | None) -> object:
         match supply:
             case _Supply.PAYLOAD:
                 return payload
@@ -321,13 +295,10 @@ def _refuse_lazy(function: Callable[..., object], name: str) -> None:
     for candidate in (inner, getattr(inner, "__call__", None)):  # noqa: B004 - the method itself is looked at
         if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
             raise ConfigurationError(
-                f"handler {name} is async: txbus is synchronous and would never await it; "
-                "make it a plain function"
+                f"handler {name} is async: txbus is synchronous and would never await it; make it a plain function"
             )
         if inspect.isgeneratorfunction(candidate):
-            raise ConfigurationError(
-                f"handler {name} is a generator: calling it runs nothing; remove its yield"
-            )
+            raise ConfigurationError(f"handler {name} is a generator: calling it runs nothing; remove its yield")
 
 
 def _name_of(function: object) -> str:

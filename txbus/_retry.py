@@ -49,7 +49,7 @@ class Retry:
 
     def never_for(self, *exceptions: type[BaseException]) -> Retry:
         """The same schedule, with a dead letter at once for these."""
-        return replace(self, per_exception={**self.per_exception, **{e: () for e in exceptions}})
+        return replace(self, per_exception={**self.per_exception, **dict.fromkeys(exceptions, ())})
 
     def horizon_s(self) -> float:
         """The longest time from the first run to the last, without the runs themselves."""

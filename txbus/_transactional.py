@@ -8,10 +8,10 @@ that order can be cut short.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from txbus._halves import Half, HalfChannel, HalfId
 from txbus._message import Envelope, Receipt, Topic
@@ -26,7 +26,7 @@ from txbus._telemetry import (
     LocalEnded,
     OutcomeTold,
 )
-from txbus._wire import SendOptions
+from txbus._wire import SendArguments, SendOptions
 from txbus.errors import (
     ConfigurationError,
     LocalTimeout,
@@ -154,32 +154,16 @@ class _Sending:
         self,
         topic: Topic[T],
         payload: T,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        message_id: str | None = None,
-        tag: str | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-        deliver_after_s: float | None = None,
+        **options: Unpack[SendArguments],
     ) -> str:
         """Add a message; it becomes visible if and only if the local transaction commits.
 
         Nothing is sent before the block ends. Returns the message id.
         """
         self._require_open()
-        options = SendOptions(
-            key=key,
-            headers=headers or {},
-            message_id=message_id,
-            tag=tag,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            deliver_after_s=deliver_after_s,
-        )
         if self._channel is None:
             raise ConfigurationError("this bus has no half message channel: it was opened without any database")
-        envelope = self._make(topic, payload, options)
+        envelope = self._make(topic, payload, SendOptions(**options))
         self._reach()
         self._outgoing.envelopes.append(envelope)
         assert envelope.id is not None

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from txbus._message import Envelope, Topic
 from txbus.errors import ConfigurationError, DecodeError
@@ -22,6 +21,8 @@ __all__ = [
     "CORRELATION",
     "TAG",
     "TRACEPARENT",
+    "SendArguments",
+    "SendNowArguments",
     "SendOptions",
     "identity",
     "inherited_traceparent",
@@ -44,22 +45,43 @@ TAG = "txbus-tag"
 _RESERVED_PREFIXES = ("ce_", "txbus-")
 _NAME_MAX = 200
 _ID_MAX = 255
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class SendArguments(TypedDict, total=False):
+    """What may be said about one message besides its payload; every one may be left out,
+    or None.
+
+    ``key`` replaces the topic's key. ``headers`` are text. ``message_id`` (1 to 255 printable
+    characters) is the identity at the receiver, together with the sender's source; without it a
+    fresh one is made. ``tag`` is what consumers filter by. ``correlation_id`` and ``causation_id``
+    tell a conversation. ``deliver_after_s`` is seconds.
+    """
+
+    key: str | None
+    headers: Mapping[str, str] | None
+    message_id: str | None
+    tag: str | None
+    correlation_id: str | None
+    causation_id: str | None
+    deliver_after_s: float | None
+
+
+class SendNowArguments(SendArguments, total=False):
+    """`SendArguments` of a message sent without a local transaction; ``timeout_s`` is seconds."""
+
+    timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class SendOptions:
-    """What an application may say about one message besides its payload.
+    """`SendNowArguments`, checked. ``timeout_s`` None is the bus's own.
 
-    ``key`` replaces the topic's key. ``message_id`` (1 to 255 printable characters) is the identity
-    at the receiver, together with the sender's source; without it a fresh one is made.
-    ``deliver_after_s`` and ``timeout_s`` are seconds; ``timeout_s`` None is the bus's own.
     ``traceparent`` is used where no span is current. Wrong values are a ConfigurationError.
     """
 
     key: str | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    headers: Mapping[str, str] | None = None
     message_id: str | None = None
     tag: str | None = None
     correlation_id: str | None = None
@@ -81,7 +103,7 @@ class SendOptions:
             raise ConfigurationError(
                 f"timeout_s={self.timeout_s} must be more than 0 seconds; leave it out for the bus's own"
             )
-        if self.headers is not _NO_HEADERS:
+        if self.headers is not None:
             _check_headers(self.headers)
 
 
