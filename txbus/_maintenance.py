@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from txbus._ports import Ports
+from txbus._ports import Ports, Task
 from txbus._telemetry import Alarm, Emit
 from txbus.errors import StoreError
 from txbus.stores.contract import Database
@@ -50,7 +50,13 @@ class Maintenance:
         self._written: dict[int, Mapping[Key, int]] = {}
         self._stopping = False
         self._purge_at_s = self._clock.monotonic_s() + budget.purge_interval_s
-        self._task = ports.runtime.spawn(self._run, f"txbus-maintenance-{service}") if databases else None
+        self._runtime = ports.runtime
+        self._task: Task | None = None
+
+    def start(self) -> None:
+        """Begin, where there is a database to look after."""
+        if self._databases:
+            self._task = self._runtime.spawn(self._run, f"txbus-maintenance-{self._service}")
 
     def held_keys(self) -> frozenset[Key]:
         """Keys behind whose parked halves too many wait: as of the last look, every ``interval_s``."""

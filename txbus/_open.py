@@ -11,6 +11,7 @@ from txbus import _registry
 from txbus._atomic import AtomicPool, AtomicScope
 from txbus._capability import Capabilities, Capability, TopicKind
 from txbus._checks import (
+    check_all_databases,
     check_capabilities,
     check_partitions,
     check_schema,
@@ -93,10 +94,11 @@ class OpenBus:
         )
         self.consuming = Consuming(self)
         self._runner = Runner(self)
-        # Last, because it runs from here on.
         self._check_halves()
         self.maintenance = Maintenance(service, databases, ports, self.emit, self._maintenance_budget())
         self.channel: HalfChannel | None = self._make_channel() if databases else None
+        # Last, because it runs from here on.
+        self.maintenance.start()
 
     @classmethod
     def open(
@@ -121,6 +123,8 @@ class OpenBus:
             backend.open()
             check_capabilities(backend, handlers, list(topics.values()), bool(databases))
             check_schema(databases, settings.create_schema)
+            for database in databases.values():
+                database.join_service(service, set(databases))
             _prepare_topics(backend, service, topics, settings, bool(databases))
             opened = cls(service, backend, databases, topics, handlers, checkers, settings, ports, events)
         except BaseException:
@@ -310,6 +314,7 @@ class OpenBus:
         if self.relay is None:
             if not self.databases:
                 raise NotOpen("this bus has no database, so it has no half log to relay")
+            check_all_databases(self.service, self.databases)
             self.relay = Relay(
                 self.service,
                 half_topic(self.service),

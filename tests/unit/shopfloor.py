@@ -84,13 +84,12 @@ def floor(
     """Open a bus of the service ``shop``; check-back is quick, so that tests do not wait for it."""
     engines = {name: engine_at(folder / f"{name}.db") for name in databases}
     url = url or memory_url()
-    quick = {"check_after_s": 0.1, "check_interval_s": 0.05, "poll_s": 0.05, "lease_s": 2.0}
+    quick = {"create_schema": True, "check_after_s": 0.1, "check_interval_s": 0.05, "poll_s": 0.05, "lease_s": 2.0}
     bus = Bus(
         url,
         service="shop",
         databases=engines,
         topics=[orders, reserved],
-        create_schema=True,
         **{**quick, **settings},
     )
     made = Floor(bus, engines, url)
