@@ -20,6 +20,7 @@ from txbus.stores.contract import Database
 
 __all__ = [
     "HALF_LOG_NEEDS",
+    "check_all_databases",
     "check_capabilities",
     "check_checkers",
     "check_handlers",
@@ -195,3 +196,16 @@ def refuse(
             f"topic {envelope.topic!r}: deliver_after_s={deliver_after_s:,.12g} is more than the "
             f"{limits.delay_s_max:,.12g} s that {backend_name!r} can hold a message back"
         )
+
+
+def check_all_databases(service: str, databases: Mapping[str, Database]) -> None:
+    """A relay has every database of its service, or it would leave halves unanswered (rule 9)."""
+    for name, database in sorted(databases.items()):
+        lacking = sorted(database.join_service(service, set(databases)) - set(databases))
+        if lacking:
+            raise ConfigurationError(
+                f"a relay of service {service!r} needs all its databases; this bus lacks "
+                f"{', '.join(map(repr, lacking))} (noted in table txbus_databases of {name!r}): add them to Bus(databases=...), run without a relay "
+                "(relay='outside'), or, for one that is gone for good and has nothing in `txbus unresolved list`, "
+                "delete its row there"
+            )

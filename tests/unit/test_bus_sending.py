@@ -94,6 +94,20 @@ def test_two_databases_of_a_service_keep_their_ledgers_apart(tmp_path: Path) -> 
         assert [count(engine) for engine in shop.engines.values()] == [1, 1]
 
 
+def test_rule_09_a_relay_without_all_databases_of_its_service_fails_at_open(tmp_path: Path) -> None:
+    """Once a process of the service had a second database, a relay must have it too; a bus without
+    a relay need not."""
+    with floor(tmp_path, databases=("north", "south"), relay="outside"):
+        pass
+    with pytest.raises(ConfigurationError, match=r"lacks 'south'"), floor(tmp_path, databases=("north",)):
+        pass
+    with floor(tmp_path, databases=("north",), relay="outside") as shop:
+        with pytest.raises(ConfigurationError, match=r"lacks 'south'"):
+            shop.bus.run_relay(until_idle=0.1)
+    with floor(tmp_path, databases=("north", "south")):
+        pass
+
+
 def test_an_unknown_database_is_named_with_the_known_ones(tmp_path: Path) -> None:
     with floor(tmp_path) as shop, pytest.raises(ConfigurationError, match=r"'shp'.*shop"):
         shop.bus.transaction("shp")

@@ -23,6 +23,7 @@ from sqlalchemy.schema import SchemaItem
 
 __all__ = [
     "ATTEMPTS",
+    "DATABASES",
     "DEAD_LETTERS",
     "HELD",
     "INBOX",
@@ -130,6 +131,13 @@ HELD = _table(
     Column("message_key", String(KEY_CHARS), primary_key=True),
     Column("key_text", _LONG_TEXT, nullable=False),
     Column("waiting", Integer, nullable=False),
+)
+
+# The names of all databases of a service, in each of them: a relay must know every one.
+DATABASES = _table(
+    "txbus_databases",
+    Column("service", String(100), primary_key=True),
+    Column("database_name", String(250), primary_key=True),
 )
 
 # ``identity_json`` has scope, source and message id in full where the key holds only a hash.

@@ -7,7 +7,7 @@ what the application gave as a database (`txbus.stores.sql`: a SQLAlchemy Engine
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -278,6 +278,12 @@ class Database(Protocol):
 
     def held_keys(self) -> frozenset[tuple[str, str]]:
         """All held keys noted by `replace_held`."""
+        ...
+
+    def join_service(self, service: str, names: Set[str]) -> frozenset[str]:
+        """Note the names of a service's databases here; returns all that were ever noted for it.
+
+        A relay that does not have them all would leave halves without an answer (halflog.md, 9)."""
         ...
 
     # the inbox side

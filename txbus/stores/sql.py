@@ -6,7 +6,7 @@ tables (``txbus_…``) live in the application's own database, beside the rows t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -149,6 +149,9 @@ class SqlDatabase:
 
     def held_keys(self) -> frozenset[tuple[str, str]]:
         return self._held.keys()
+
+    def join_service(self, service: str, names: Set[str]) -> frozenset[str]:
+        return self._held.join_service(service, names)
 
     # the inbox side
 

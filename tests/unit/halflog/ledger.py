@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,6 +149,9 @@ class ModelDatabase:
         raise NotImplementedError
 
     def replace_held(self, partition: int, held: Mapping[tuple[str, str], int]) -> None: ...
+
+    def join_service(self, service: str, names: Set[str]) -> frozenset[str]:
+        return frozenset(names)
 
     def held_keys(self) -> frozenset[tuple[str, str]]:
         return frozenset()
