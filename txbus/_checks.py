@@ -205,7 +205,7 @@ def check_all_databases(service: str, databases: Mapping[str, Database]) -> None
         if lacking:
             raise ConfigurationError(
                 f"a relay of service {service!r} needs all its databases; this bus lacks "
-                f"{', '.join(map(repr, lacking))} (noted in table txbus_databases of {name!r}): add them to Bus(databases=...), run without a relay "
-                "(relay='outside'), or, for one that is gone for good and has nothing in `txbus unresolved list`, "
-                "delete its row there"
+                f"{', '.join(map(repr, lacking))} (noted in table txbus_databases of {name!r}): add them to "
+                "Bus(databases=...), run without a relay (relay='outside'), or, for one that is gone for good and has "
+                "nothing in `txbus unresolved list`, delete its row there"
             )
