@@ -250,8 +250,11 @@ class AtomicConsumer:
         if batch.gained or batch.lost:
             self._emit(
                 PartitionsChanged(
-                    self._service, "", self.group,
-                    tuple(map(str, sorted(batch.gained))), tuple(map(str, sorted(batch.lost))),
+                    self._service,
+                    "",
+                    self.group,
+                    tuple(map(str, sorted(batch.gained))),
+                    tuple(map(str, sorted(batch.lost))),
                 )
             )
         for received in batch.received:
@@ -360,8 +363,13 @@ class AtomicConsumer:
         if delay_s is not None:
             self._emit(
                 HandlerFailed(
-                    self._service, trace_id(received.envelope.headers), self._scope, _name(received), attempts,
-                    f"{type(error).__name__}: {error}", delay_s,
+                    self._service,
+                    trace_id(received.envelope.headers),
+                    self._scope,
+                    _name(received),
+                    attempts,
+                    f"{type(error).__name__}: {error}",
+                    delay_s,
                 )
             )
 
@@ -373,7 +381,11 @@ class AtomicConsumer:
         self._commit(opened, membership, [received])
         self._emit(
             DeadLettered(
-                self._service, trace_id(received.envelope.headers), self._scope, _name(received), attempts,
+                self._service,
+                trace_id(received.envelope.headers),
+                self._scope,
+                _name(received),
+                attempts,
                 f"{type(error).__name__}: {error}",
             )
         )

@@ -53,7 +53,10 @@ def check_capabilities(
     if sends_halves and Capability.HALF_MESSAGE not in plain and not derives_half_messages(plain.native):
         lacking = [c for c in HALF_LOG_NEEDS if c not in plain]
         raise missing(
-            backend.name, plain, "Bus(databases=...), for bus.transaction(...),", Capability.HALF_MESSAGE,
+            backend.name,
+            plain,
+            "Bus(databases=...), for bus.transaction(...),",
+            Capability.HALF_MESSAGE,
             "it has no half messages, and the half log needs " + ", ".join(c.value for c in lacking),
             "no databases=, and a handler with database=None",
         )

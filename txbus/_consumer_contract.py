@@ -114,9 +114,7 @@ class Handle(Protocol):
 class DeadLetterSink(Protocol):
     """Keeps a delivery that is given up on. Thread-safe."""
 
-    def keep(
-        self, received: Received, source: str, message_id: str, attempts: int, error: BaseException | str
-    ) -> None:
+    def keep(self, received: Received, source: str, message_id: str, attempts: int, error: BaseException | str) -> None:
         """Durable on return. Raises whatever hindered it; then the delivery is not finished."""
         ...
 

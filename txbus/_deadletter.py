@@ -49,9 +49,7 @@ class DeadLetters:
         self._clock = clock
         self._emit = emit
 
-    def keep(
-        self, received: Received, source: str, message_id: str, attempts: int, error: BaseException | str
-    ) -> None:
+    def keep(self, received: Received, source: str, message_id: str, attempts: int, error: BaseException | str) -> None:
         """Durable on return. Raises what the database or the broker raised; then nothing is lost,
         because the delivery is not acknowledged."""
         text = error if isinstance(error, str) else describe_error(error)
@@ -61,13 +59,9 @@ class DeadLetters:
         else:
             self._send(dead_envelope(received, self._scope, self._service, attempts, text))
         trace = trace_id(received.envelope.headers)
-        self._emit(
-            DeadLettered(self._service, trace, self._scope, message_id, attempts, _first_line(text))
-        )
+        self._emit(DeadLettered(self._service, trace, self._scope, message_id, attempts, _first_line(text)))
 
-    def _letter(
-        self, received: Received, source: str, message_id: str, attempts: int, text: str
-    ) -> DeadLetter:
+    def _letter(self, received: Received, source: str, message_id: str, attempts: int, text: str) -> DeadLetter:
         envelope, position = received.envelope, received.position
         return DeadLetter(
             scope=self._scope,

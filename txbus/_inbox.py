@@ -267,9 +267,7 @@ class InboxHandler:
             return self._give_back(job.run, error)
         return self._failed(job, attempts, number, counted, error)
 
-    def _failed(
-        self, job: _Job, attempts: Attempts, number: int, counted: bool, error: Exception
-    ) -> Disposition:
+    def _failed(self, job: _Job, attempts: Attempts, number: int, counted: bool, error: Exception) -> Disposition:
         run = job.run
         if not counted:
             try:
@@ -315,16 +313,12 @@ class InboxHandler:
     # the ways out
 
     def _suppressed(self, job: _Job) -> Disposition:
-        self._emit(
-            DuplicateSuppressed(self._service, self._trace(job.received), self._scope, job.message_id)
-        )
+        self._emit(DuplicateSuppressed(self._service, self._trace(job.received), self._scope, job.message_id))
         return Done()
 
     def _retry_after(self, job: _Job, number: int, error: Exception, delay_s: float) -> Disposition:
         trace = self._trace(job.received)
-        self._emit(
-            HandlerFailed(self._service, trace, self._scope, job.message_id, number, brief(error), delay_s)
-        )
+        self._emit(HandlerFailed(self._service, trace, self._scope, job.message_id, number, brief(error), delay_s))
         return RetryAfter(delay_s)
 
     def _bury(

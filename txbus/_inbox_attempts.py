@@ -131,9 +131,7 @@ class Attempts:
 
     def failed(self, source: str, message_id: str, attempts: int, due_s: float, error: BaseException) -> None:
         """Record that a run ended by an exception, and when the next may begin (wall-clock seconds)."""
-        self._database.record_attempt(
-            AttemptRow(self._scope, source, message_id, attempts, due_s, brief(error))
-        )
+        self._database.record_attempt(AttemptRow(self._scope, source, message_id, attempts, due_s, brief(error)))
 
 
 def brief(error: BaseException) -> str:

@@ -266,8 +266,12 @@ class OpenBus:
         capabilities = self.capabilities(TopicKind.PLAIN)
         if Capability.BROKER_TRANSACTION not in capabilities:
             raise missing(
-                self.backend.name, capabilities, "bus.atomic()", Capability.BROKER_TRANSACTION,
-                "it makes each message visible by itself", "bus.send for each message",
+                self.backend.name,
+                capabilities,
+                "bus.atomic()",
+                Capability.BROKER_TRANSACTION,
+                "it makes each message visible by itself",
+                "bus.send for each message",
             )
         return AtomicScope(self._pool, self.make_envelope)
 

@@ -85,8 +85,7 @@ def create_backend(url: BackendURL, ports: Ports) -> Backend:
     library = plugin.missing()
     if library is not None:
         raise ConfigurationError(
-            f"{url.scheme}:// needs {library}, which is not installed: "
-            f"{install_command(plugin.extra or library)}"
+            f"{url.scheme}:// needs {library}, which is not installed: {install_command(plugin.extra or library)}"
         )
     return plugin.create(url, ports)
 

@@ -93,8 +93,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True
     # the relay
     relay: Literal["inside", "outside"] = Field(
         default="inside",
-        description="Whether this bus runs a relay of its own (inside) or leaves it to `txbus relay` "
-        "(outside).",
+        description="Whether this bus runs a relay of its own (inside) or leaves it to `txbus relay` (outside).",
     )
     broker_transaction_timeout_s: _Seconds = Field(
         default=60.0,
@@ -102,9 +101,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True
         "destinations may have to wait that long when every relay is dead.",
     )
     step_messages_max: _Count = Field(default=500, description="Most messages that one relay step publishes.")
-    step_bytes_max: _Bytes = Field(
-        default=4 * _MIB, description="Most payload bytes that one relay step publishes."
-    )
+    step_bytes_max: _Bytes = Field(default=4 * _MIB, description="Most payload bytes that one relay step publishes.")
     window_halves_max: _Count = Field(
         default=20_000, description="Most unsettled halves of one partition that a relay keeps in its index."
     )
@@ -128,9 +125,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True
     confirm_interval_s: _Seconds = Field(
         default=1.0, description="Pause between two rounds that note published messages in the ledger."
     )
-    purge_interval_s: _Seconds = Field(
-        default=60.0, description="Pause between two purges of ledger and inbox."
-    )
+    purge_interval_s: _Seconds = Field(default=60.0, description="Pause between two purges of ledger and inbox.")
     purge_batch: _Count = Field(default=1_000, description="Most rows that one purge deletes.")
 
     # receiving
@@ -141,9 +136,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True
     workers: Annotated[int, Field(ge=1, le=1_024)] = Field(
         default=4, description="Threads that run handlers; messages of one key never run at the same time."
     )
-    max_in_flight: _Count = Field(
-        default=1_000, description="Most deliveries taken from the broker and not yet done."
-    )
+    max_in_flight: _Count = Field(default=1_000, description="Most deliveries taken from the broker and not yet done.")
     lock_wait_s: _Seconds = Field(
         default=5.0,
         description="Longest wait of a handler for another process that handles the same message.",
@@ -159,18 +152,14 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", defer_build=True
     )
 
     # topics
-    create_topics: bool = Field(
-        default=True, description="Whether missing topics are created when the bus is opened."
-    )
+    create_topics: bool = Field(default=True, description="Whether missing topics are created when the bus is opened.")
     create_schema: bool = Field(
         default=False,
         description="Whether the stores' missing tables are created when the bus is opened; else "
         "`txbus schema create` does it.",
     )
     topic_partitions: _Partitions = Field(default=8, description="Partitions of a topic that txbus creates.")
-    topic_retention_s: _Long = Field(
-        default=7 * _DAY_S, description="Retention of a topic that txbus creates."
-    )
+    topic_retention_s: _Long = Field(default=7 * _DAY_S, description="Retention of a topic that txbus creates.")
 
     @classmethod
     def load(
@@ -350,9 +339,7 @@ class SettingDescription:
 def describe() -> tuple[SettingDescription, ...]:
     """All settings in the order of their declaration."""
     return tuple(
-        SettingDescription(
-            name, _PREFIX + name.upper(), field.default, _range_of(name, field), field.description or ""
-        )
+        SettingDescription(name, _PREFIX + name.upper(), field.default, _range_of(name, field), field.description or "")
         for name, field in Settings.model_fields.items()
     )
 
@@ -413,9 +400,7 @@ def _from_environment(model: type[Settings], variables: Mapping[str, str]) -> Ma
     known = [_PREFIX + name.upper() for name in model.model_fields]
     for name in given:
         if name not in known:
-            raise SettingsError(
-                f"unknown environment variable {name}; the nearest known is {nearest(name, known)}"
-            )
+            raise SettingsError(f"unknown environment variable {name}; the nearest known is {nearest(name, known)}")
     if not given:
         return {}
     try:

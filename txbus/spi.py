@@ -283,9 +283,7 @@ class BrokerTransaction(Protocol):
         """Add a message; visible with the commit or never. `Fenced` may come here or later."""
         ...
 
-    def positions(
-        self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]
-    ) -> None:
+    def positions(self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]) -> None:
         """POSITIONS_IN_BROKER_TRANSACTION: commit these positions with the messages."""
         ...
 
@@ -331,9 +329,7 @@ class Log(Protocol):
         that becomes readable later has an offset at or above it."""
         ...
 
-    def read(
-        self, partition: int, offset: int, max_records: int, timeout_s: float
-    ) -> tuple[tuple[Received, ...], int]:
+    def read(self, partition: int, offset: int, max_records: int, timeout_s: float) -> tuple[tuple[Received, ...], int]:
         """Readable records from ``offset`` on, and the offset to go on from (offsets may have gaps:
         markers, aborted records). Does not wait at the readable end."""
         ...

@@ -38,8 +38,9 @@ def test_a_handler_of_an_unknown_database_is_refused_with_the_known_ones(tmp_pat
     def declare(bus: Bus) -> None:
         bus.on(orders, scope="reserve", database="shp")(handle)
 
-    with pytest.raises(ConfigurationError, match=r"scope='reserve', database='shp'.*it has: shop"), floor(
-        tmp_path, declare
+    with (
+        pytest.raises(ConfigurationError, match=r"scope='reserve', database='shp'.*it has: shop"),
+        floor(tmp_path, declare),
     ):
         pass
 
@@ -239,8 +240,9 @@ def test_secrets_are_in_no_text() -> None:
 
 
 def test_missing_tables_are_said_with_the_command_that_makes_them(tmp_path: Path) -> None:
-    with pytest.raises(SchemaMismatch, match=r"database 'shop'.*txbus schema create"), floor(
-        tmp_path, create_schema=False
+    with (
+        pytest.raises(SchemaMismatch, match=r"database 'shop'.*txbus schema create"),
+        floor(tmp_path, create_schema=False),
     ):
         pass
 
@@ -268,9 +270,7 @@ def test_a_missing_topic_is_refused_where_topics_are_not_created(tmp_path: Path)
     """The message names each with its partitions, the half log too; nothing is created."""
     url = f"embedded://{tmp_path}/bus.db"
     engine = engine_at(tmp_path / "shop.db")
-    bus = Bus(
-        url, service="shop", databases={"shop": engine}, topics=[orders], create_topics=False, create_schema=True
-    )
+    bus = Bus(url, service="shop", databases={"shop": engine}, topics=[orders], create_topics=False, create_schema=True)
     with pytest.raises(ConfigurationError, match=r"'orders' with 8 partitions, 'txbus.half.shop' with 8 .*create_to"):
         bus.open()
     with Bus(url, service="shop", databases={"shop": engine}, topics=[orders]):
@@ -493,9 +493,7 @@ def test_nothing_is_left_open_after_close(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to see open files")
 @pytest.mark.parametrize("failing", ["schema", "capability", "topics", "half log", "relay", "channel"])
-def test_nothing_is_left_open_when_opening_fails(
-    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_open_when_opening_fails(tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At whatever step it fails."""
     before = txbus_threads()
     url = f"embedded://{tmp_path}/bus.db"

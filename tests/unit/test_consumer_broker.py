@@ -22,9 +22,7 @@ PORTS = system_ports()
 PATIENCE_S = 20.0
 
 
-def cloud_event(
-    payload: bytes, key: str | None = None, message_id: str | None = None, **headers: str
-) -> Envelope:
+def cloud_event(payload: bytes, key: str | None = None, message_id: str | None = None, **headers: str) -> Envelope:
     attributes = {"ce_specversion": "1.0", "ce_id": message_id, "ce_source": "test"} if message_id else {}
     return Envelope("orders", payload, key, {**attributes, **headers})
 

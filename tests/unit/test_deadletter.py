@@ -69,9 +69,7 @@ def test_a_dead_letter_in_the_database_keeps_everything(tmp_path: Path) -> None:
     log = Log()
     database = SqlDatabase("shop", sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}"), PORTS, log)
     database.create_schema()
-    letters = DeadLetters(
-        scope="reserve", service="shop", database=database, send=_never, clock=PORTS.clock, emit=log
-    )
+    letters = DeadLetters(scope="reserve", service="shop", database=database, send=_never, clock=PORTS.clock, emit=log)
     letters.keep(RECEIVED, "s", "m", 4, raised(ValueError("bad\0\udc80")))
     (letter,) = database.dead_letters("reserve", 10)
     assert (letter.source, letter.message_id, letter.attempts) == ("s", "m", 4)
@@ -92,9 +90,7 @@ def test_without_a_database_it_is_a_message_on_the_dead_topic() -> None:
     """The message keeps key, headers and bytes, and says in four headers what became of it."""
     sent: list[Envelope] = []
     log = Log()
-    letters = DeadLetters(
-        scope="mail", service="shop", database=None, send=sent.append, clock=PORTS.clock, emit=log
-    )
+    letters = DeadLetters(scope="mail", service="shop", database=None, send=sent.append, clock=PORTS.clock, emit=log)
     letters.keep(RECEIVED, "s", "m", 4, "first line\nsecond line")
     (envelope,) = sent
     assert (envelope.topic, envelope.key, envelope.payload) == ("orders.dead.shop", "k", b"\x00\xff")
@@ -121,9 +117,7 @@ def test_what_hinders_the_keeping_is_raised_and_nothing_is_told() -> None:
     def away(envelope: Envelope) -> object:
         raise BackendUnavailable("away")
 
-    letters = DeadLetters(
-        scope="mail", service="shop", database=None, send=away, clock=PORTS.clock, emit=log
-    )
+    letters = DeadLetters(scope="mail", service="shop", database=None, send=away, clock=PORTS.clock, emit=log)
     with pytest.raises(BackendUnavailable):
         letters.keep(RECEIVED, "s", "m", 4, "error")
     assert log.events == []

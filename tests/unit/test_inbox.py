@@ -134,9 +134,7 @@ def effect(order: Order, connection: Connection) -> None:
     connection.execute(EFFECTS.insert().values(n=order.n))
 
 
-def run_of(
-    n: int, *, gain: int = 1, end: int = 0, attempt: int = 1, headers: dict[str, str] | None = None
-) -> Run:
+def run_of(n: int, *, gain: int = 1, end: int = 0, attempt: int = 1, headers: dict[str, str] | None = None) -> Run:
     """A record ``n`` at offset ``n``, as a consumer that received up to ``end`` hands it over."""
     envelope = cloud_event(b'{"n": %d}' % n, None, f"m{n}", **(headers or {}))
     ownership = Ownership(TopicPartition("orders", 0), gain)
@@ -245,7 +243,7 @@ def test_some_errors_are_dead_letters_at_once(shop: Shop, error: Exception, retr
     [
         (b"{", {}),
         (b'{"n": "x"}', {}),
-        (b'\xff', {}),
+        (b"\xff", {}),
         (b'{"n": 1}', {"ce_specversion": ""}),
         (b'{"n": 1}', {"ce_id": ""}),
     ],
@@ -379,9 +377,7 @@ def test_a_broker_away_for_the_application_itself_is_not_counted(shop: Shop) -> 
 
 
 @pytest.mark.parametrize(("policy", "failed"), [("skip", 0), ("fail", 1)])
-def test_a_duplicate_in_flight_is_skipped_or_failed_as_declared(
-    tmp_path: Path, policy: InFlight, failed: int
-) -> None:
+def test_a_duplicate_in_flight_is_skipped_or_failed_as_declared(tmp_path: Path, policy: InFlight, failed: int) -> None:
     """While another transaction has the message: skip comes back uncounted, fail counts an attempt."""
     shop = Shop(tmp_path / "shop.db", lock_wait_s=0.0)
     handler, run = shop.handler(effect, in_flight=policy, claim_ahead=10), run_of(1)
@@ -391,9 +387,7 @@ def test_a_duplicate_in_flight_is_skipped_or_failed_as_declared(
         disposition = handle(handler, run)
     assert isinstance(disposition, RetryAfter if failed else GiveBack)
     assert (run.failed, run.started) == (failed, False)
-    assert [event.error.partition(":")[0] for event in shop.log.of(HandlerFailed)] == (
-        ["DuplicateInFlight"] * failed
-    )
+    assert [event.error.partition(":")[0] for event in shop.log.of(HandlerFailed)] == (["DuplicateInFlight"] * failed)
     assert handle(handler, run) == Done()
     assert shop.effects() == [0]
 
@@ -494,9 +488,7 @@ def test_without_a_database_a_delivery_cannot_send() -> None:
     assert "database=" in str(errors[0])
 
 
-@pytest.mark.parametrize(
-    "change", [{"lock_wait_s": -1.0}, {"give_back_s": (0.0, 1.0)}, {"claim_ahead": -1}]
-)
+@pytest.mark.parametrize("change", [{"lock_wait_s": -1.0}, {"give_back_s": (0.0, 1.0)}, {"claim_ahead": -1}])
 def test_a_budget_out_of_range_is_refused_by_name(change: dict[str, Any]) -> None:
     """A budget that cannot work is a SettingsError that names it."""
     with pytest.raises(SettingsError, match=next(iter(change))):

@@ -48,9 +48,7 @@ class Statements:
         return getattr(self._database, name)
 
 
-def one_process(
-    shop: Shop, poison: set[int], offsets: list[int], ran: Counter[int], counted: int = 0
-) -> list[int]:
+def one_process(shop: Shop, poison: set[int], offsets: list[int], ran: Counter[int], counted: int = 0) -> list[int]:
     """Handles what is not acknowledged, in order, until it is killed; returns what it acknowledged."""
 
     def function(order: Order, connection: Connection) -> None:
@@ -73,9 +71,7 @@ def one_process(
 
 
 @pytest.mark.parametrize("broker_counts", [False, True])
-def test_killed_in_each_run_it_runs_at_most_max_attempts_and_one_times(
-    shop: Shop, broker_counts: bool
-) -> None:
+def test_killed_in_each_run_it_runs_at_most_max_attempts_and_one_times(shop: Shop, broker_counts: bool) -> None:
     """A message that kills every process that runs it is a dead letter after max_attempts + 1 runs at most,
     and every other message has its effect once."""
     ran: Counter[int] = Counter()

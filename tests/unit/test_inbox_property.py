@@ -175,9 +175,7 @@ def test_on_the_embedded_broker(tmp_path: Path) -> None:
         admin = backend.admin()
 
         def behind() -> int:
-            return sum(
-                row.end - (row.committed or 0) for row in admin.group_status("shop.reserve", ["orders"])
-            )
+            return sum(row.end - (row.committed or 0) for row in admin.group_status("shop.reserve", ["orders"]))
 
         for _ in range(2000):
             if behind() == 0:

@@ -76,11 +76,7 @@ def layers() -> list[str]:
 
 def unplaced(modules: list[str], placed: list[str]) -> list[str]:
     """Modules that are in no layer, neither themselves nor by a package above them."""
-    return [
-        module
-        for module in modules
-        if not any(module == name or module.startswith(f"{name}.") for name in placed)
-    ]
+    return [module for module in modules if not any(module == name or module.startswith(f"{name}.") for name in placed)]
 
 
 def test_every_module_has_a_layer() -> None:

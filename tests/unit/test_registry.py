@@ -83,10 +83,7 @@ def test_a_missing_client_library_is_named_with_the_command(tmp_path: Path) -> N
         except ConfigurationError as error:
             print(error)
     """
-    assert (
-        run(tmp_path, script)
-        == "pigeon:// needs loft, which is not installed: pip install txbus-pigeons[loft]"
-    )
+    assert run(tmp_path, script) == "pigeon:// needs loft, which is not installed: pip install txbus-pigeons[loft]"
 
 
 @pytest.mark.parametrize(
@@ -127,9 +124,7 @@ def test_a_broken_plugin_is_reported_and_stops_nobody_else(
 def test_two_distributions_of_one_name_are_broken_rather_than_chosen_by_chance(tmp_path: Path) -> None:
     """Which one would be loaded depends on the order of the path, so neither is."""
     for name in ("pigeons", "storks"):
-        distribution(
-            tmp_path, name, PLUGIN.format(extra=None, missing=None), f"[txbus.backends]\nb = {name}:plugin\n"
-        )
+        distribution(tmp_path, name, PLUGIN.format(extra=None, missing=None), f"[txbus.backends]\nb = {name}:plugin\n")
     script = """
         assert "b" not in backends()
         print([b.value for b in broken() if b.name == "b"])
@@ -195,9 +190,7 @@ def test_an_engine_is_adapted_under_its_name() -> None:
 
 def test_an_unknown_database_is_refused_without_showing_it() -> None:
     """The message has the name and the type and what to give; a URL's password is not in it."""
-    with pytest.raises(
-        ConfigurationError, match=r"databases\['shop'\] is of type str.*create_engine"
-    ) as raised:
+    with pytest.raises(ConfigurationError, match=r"databases\['shop'\] is of type str.*create_engine") as raised:
         adapt_database("shop", "postgresql://ann:secret@host/db", system_ports(), lambda event: None)
     assert "secret" not in str(raised.value)
 

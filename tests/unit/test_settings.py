@@ -40,9 +40,7 @@ def test_argument_beats_url_beats_environment_beats_default() -> None:
 
 def test_text_becomes_the_setting_s_type() -> None:
     """A URL and an environment are text; numbers, choices and truth values are read from it."""
-    settings = load(
-        {}, {"create_topics": "false"}, {"TXBUS_RELAY": "outside", "TXBUS_INBOX_HORIZON_S": "9e5"}
-    )
+    settings = load({}, {"create_topics": "false"}, {"TXBUS_RELAY": "outside", "TXBUS_INBOX_HORIZON_S": "9e5"})
     assert (settings.create_topics, settings.relay, settings.inbox_horizon_s) == (False, "outside", 9e5)
 
 
@@ -64,9 +62,7 @@ def test_unknown_variable_is_named_with_the_nearest() -> None:
         load(environ={"TXBUS_CHECK_AFTR_S": "1"})
 
 
-@pytest.mark.parametrize(
-    "name", ["TXBUS_TEST_KILLS", "TXBUS_REQUIRE_SERVERS", "TXBUS_DEMO_SEED", "OTHER_LEASE_S"]
-)
+@pytest.mark.parametrize("name", ["TXBUS_TEST_KILLS", "TXBUS_REQUIRE_SERVERS", "TXBUS_DEMO_SEED", "OTHER_LEASE_S"])
 def test_reserved_and_foreign_variables_are_no_settings(name: str) -> None:
     """Variables of the tests, of the demo and of others are left alone."""
     assert load(environ={name: "whatever"}) == Settings()

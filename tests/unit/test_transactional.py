@@ -197,9 +197,7 @@ def test_rule_06_a_definite_refusal_needs_no_ledger(log: list[str]) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug of the store")])
-def test_rule_06_a_commit_that_was_interrupted_goes_through_the_ledger(
-    log: list[str], error: BaseException
-) -> None:
+def test_rule_06_a_commit_that_was_interrupted_goes_through_the_ledger(log: list[str], error: BaseException) -> None:
     """Whoever does not know whether COMMIT was sent asks the fence."""
     database, channel = Recording(log), Channel(log)
     database.fate = error

@@ -58,9 +58,7 @@ def test_key_comes_from_the_topic_unless_it_is_given() -> None:
 
 def test_options_become_headers() -> None:
     """Message id, correlation, causation, tag and the user's headers travel."""
-    sent = envelope(
-        SendOptions(message_id="m1", correlation_id="c", causation_id="p", tag="vip", headers={"x": "é"})
-    )
+    sent = envelope(SendOptions(message_id="m1", correlation_id="c", causation_id="p", tag="vip", headers={"x": "é"}))
     assert (sent.id, sent.tag, tag_of(sent)) == ("m1", "vip", "vip")
     assert sent.headers["txbus-correlation-id"] == "c"
     assert sent.headers["txbus-causation-id"] == "p"
@@ -138,9 +136,7 @@ def test_a_key_function_must_give_text() -> None:
     """A key that is no text is refused with its value."""
     topic: Topic[OrderPlaced] = Topic("orders", OrderPlaced, key=lambda order: order.amount)  # type: ignore[arg-type,return-value]
     with pytest.raises(ConfigurationError, match="gave 3"):
-        make_envelope(
-            topic, ORDER, source="s", options=SendOptions(), wall_s=0.0, unique_id=ids()
-        )
+        make_envelope(topic, ORDER, source="s", options=SendOptions(), wall_s=0.0, unique_id=ids())
 
 
 def test_identity_is_source_and_id() -> None:

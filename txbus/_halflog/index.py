@@ -133,9 +133,7 @@ class HalfIndex:
     def _open(self, entry: HalfEntry, offset: int, index: int, now_s: float) -> None:
         half = entry.half
         opened = OpenHalf(
-            entry=HalfEntry(
-                Half(half.id, half.ledger_id, half.database, half.created_s, ()), entry.part, entry.parts
-            ),
+            entry=HalfEntry(Half(half.id, half.ledger_id, half.database, half.created_s, ()), entry.part, entry.parts),
             first=entry.first if entry.first is not None else (offset, index),
             since=offset,
             offset=offset,
@@ -263,9 +261,7 @@ class HalfIndex:
     def _refresh(self, half: OpenHalf) -> None:
         at = bisect.bisect_left(self._ready, half.mark)
         listed = at < len(self._ready) and self._ready[at] == half.mark
-        ready = half.outcome is Outcome.ROLLED_BACK or (
-            half.outcome is Outcome.COMMITTED and _Chain(self).free(half)
-        )
+        ready = half.outcome is Outcome.ROLLED_BACK or (half.outcome is Outcome.COMMITTED and _Chain(self).free(half))
         if ready and not listed:
             self._ready.insert(at, half.mark)
         elif listed and not ready:

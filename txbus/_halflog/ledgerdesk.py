@@ -308,9 +308,7 @@ class LedgerDesk:
             return Answer(q, outcome, counted=True), "its checker answered UNKNOWN"
         return Answer(q, outcome), error
 
-    def _fence(
-        self, database: Database, asked: Sequence[Question], deadline_s: float
-    ) -> list[tuple[Answer, str]]:
+    def _fence(self, database: Database, asked: Sequence[Question], deadline_s: float) -> list[tuple[Answer, str]]:
         answers: list[tuple[Answer, str]] = []
         for start in range(0, len(asked), self._budget.ids_per_fence):
             chunk = asked[start : start + self._budget.ids_per_fence]
@@ -338,9 +336,7 @@ class LedgerDesk:
     def _report(self, answered: tuple[Answer, str]) -> None:
         answer, reason = answered
         q = answer.question
-        self._emit(
-            CheckBack(self._service, "", q.id.tx_id, q.id.attempt, q.database, answer.outcome, q.age_s, reason)
-        )
+        self._emit(CheckBack(self._service, "", q.id.tx_id, q.id.attempt, q.database, answer.outcome, q.age_s, reason))
 
     def _alarm_once(self, what: str, detail: str) -> None:
         if (what, detail) not in self._alarmed:

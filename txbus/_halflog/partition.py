@@ -175,9 +175,7 @@ class HalfPartition:
             return
         self._begin_anew()
         try:
-            self._transactions = self._backend.broker_transactions(
-                self._id, self._budget.broker_transaction_timeout_s
-            )
+            self._transactions = self._backend.broker_transactions(self._id, self._budget.broker_transaction_timeout_s)
             self._repair_own(membership)
             committed = self._receiver.committed(self.where)
             self.read_next = committed.offset if committed else self._log.start(self.where.partition)
@@ -446,7 +444,13 @@ class HalfPartition:
             known = half.known(self.payloads(half))
             if half.id in reasons:
                 known = HalfEntry(
-                    known.half, known.part, known.parts, known.first, None, known.checks, reasons[half.id],
+                    known.half,
+                    known.part,
+                    known.parts,
+                    known.first,
+                    None,
+                    known.checks,
+                    reasons[half.id],
                     known.released,
                 )
             entry = encode_entry(known)

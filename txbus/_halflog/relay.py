@@ -296,8 +296,11 @@ class Relay:
         if gained or lost:
             self._emit(
                 PartitionsChanged(
-                    self._service, "", relay_group(self._service),
-                    tuple(map(str, gained)), tuple(map(str, sorted(lost))),
+                    self._service,
+                    "",
+                    relay_group(self._service),
+                    tuple(map(str, gained)),
+                    tuple(map(str, sorted(lost))),
                 )
             )
         for where, partition in self._owned.items():
@@ -424,7 +427,9 @@ class Relay:
             self._alarmed_at_s = now_s
             self._emit(
                 Alarm(
-                    self._service, "", "undecided half",
+                    self._service,
+                    "",
+                    "undecided half",
                     f"{undecided} halves have no outcome, the oldest for {oldest_s:.0f} s; is a database away?",
                 )
             )

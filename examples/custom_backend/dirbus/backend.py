@@ -89,9 +89,7 @@ class DirAdmin:
     def describe(self, topics: Sequence[str]) -> Mapping[str, TopicDescription | None]:
         with self._journal.locked() as state:
             return {
-                name: TopicDescription(name, len(state.topics[name].partitions), {})
-                if name in state.topics
-                else None
+                name: TopicDescription(name, len(state.topics[name].partitions), {}) if name in state.topics else None
                 for name in topics
             }
 
@@ -116,9 +114,7 @@ class DirAdmin:
                 for number, records in enumerate(state.topics[topic].partitions):
                     where = TopicPartition(topic, number)
                     known = state.groups[group].partitions[where]
-                    rows.append(
-                        GroupStatus(where, known.low if known.acked else None, len(records), known.owner)
-                    )
+                    rows.append(GroupStatus(where, known.low if known.acked else None, len(records), known.owner))
             return rows
 
     def close(self) -> None:

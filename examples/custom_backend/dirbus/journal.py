@@ -37,9 +37,7 @@ class Journal:
             return
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(
-                self._directory / "journal.jsonl", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-            )
+            self._file = os.open(self._directory / "journal.jsonl", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as exc:
             raise BackendUnavailable(f"dirbus: {self._directory}: {exc}; is the directory writable?") from exc
 

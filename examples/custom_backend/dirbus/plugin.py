@@ -23,9 +23,7 @@ CAPABILITIES: Final = Capabilities(
             Capability.HALF_MESSAGE,
         }
     ),
-    limits=Limits(
-        payload_bytes_max=1 << 20, headers_bytes_max=16 << 10, delay_s_max=None, partitions_max=None
-    ),
+    limits=Limits(payload_bytes_max=1 << 20, headers_bytes_max=16 << 10, delay_s_max=None, partitions_max=None),
 )
 
 
@@ -51,9 +49,7 @@ class DirbusPlugin:
 
         unknown = sorted(set(url.options) - {"check_after_s", "attempts_max"})
         if unknown:
-            raise SettingsError(
-                f"dirbus:// has no option {unknown[0]!r}; there are check_after_s, attempts_max"
-            )
+            raise SettingsError(f"dirbus:// has no option {unknown[0]!r}; there are check_after_s, attempts_max")
         try:
             check_after_s = float(url.options.get("check_after_s", "10"))
             attempts_max = int(url.options.get("attempts_max", "5"))

@@ -25,9 +25,7 @@ def check(state: State, envelope: Envelope) -> None:
     if envelope.topic not in state.topics:
         raise DestinationRefused(f"topic {envelope.topic!r} does not exist; create it with the admin")
     if len(envelope.payload) > (limits.payload_bytes_max or 0):
-        raise MessageRefused(
-            f"{len(envelope.payload)} bytes are above the limit of {limits.payload_bytes_max}"
-        )
+        raise MessageRefused(f"{len(envelope.payload)} bytes are above the limit of {limits.payload_bytes_max}")
     heavy = sum(len(name) + len(value) for name, value in envelope.headers.items())
     if heavy > (limits.headers_bytes_max or 0):
         raise MessageRefused(f"{heavy} bytes of headers are above the limit of {limits.headers_bytes_max}")
@@ -36,6 +34,4 @@ def check(state: State, envelope: Envelope) -> None:
 def partition_of(state: State, envelope: Envelope, turn: int) -> int:
     """By key; without one by turns."""
     count = len(state.topics[envelope.topic].partitions)
-    return (
-        turn % count if envelope.key is None else crc32(envelope.key.encode("utf-8", "surrogatepass")) % count
-    )
+    return turn % count if envelope.key is None else crc32(envelope.key.encode("utf-8", "surrogatepass")) % count

@@ -25,9 +25,7 @@ def envelope_to(envelope: Envelope) -> dict[str, Any]:
 
 
 def envelope_from(data: dict[str, Any]) -> Envelope:
-    return Envelope(
-        data["topic"], base64.b64decode(data["payload"]), data["key"], data["headers"], data["tag"]
-    )
+    return Envelope(data["topic"], base64.b64decode(data["payload"]), data["key"], data["headers"], data["tag"])
 
 
 @dataclass(slots=True)
@@ -132,9 +130,7 @@ class State:
             owners = [group.partitions[TopicPartition(topic, number)].owner for number in range(count)]
             members = [name for name, member in group.members.items() if topic in member.topics]
             members.sort(key=lambda name: (-owners.count(name), name))
-            spots = {
-                name: count // len(members) + (at < count % len(members)) for at, name in enumerate(members)
-            }
+            spots = {name: count // len(members) + (at < count % len(members)) for at, name in enumerate(members)}
             free = list[TopicPartition]()
             for number in range(count):
                 where = TopicPartition(topic, number)

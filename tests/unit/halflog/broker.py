@@ -306,9 +306,7 @@ class _Log:
     def end(self, partition: int) -> int:
         return self._at(partition).end()
 
-    def read(
-        self, partition: int, offset: int, max_records: int, timeout_s: float
-    ) -> tuple[tuple[Received, ...], int]:
+    def read(self, partition: int, offset: int, max_records: int, timeout_s: float) -> tuple[tuple[Received, ...], int]:
         records, upto = _read(self._at(partition), TopicPartition(self._topic, partition), offset, max_records)
         return tuple(records), upto
 
@@ -357,9 +355,7 @@ class _Transaction:
         owner.touched.add(home)
         self._c.broker.at(home).append(envelope, self._of.id, State.OPEN)
 
-    def positions(
-        self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]
-    ) -> None:
+    def positions(self, group: str, membership: Membership, positions: Mapping[TopicPartition, Committed]) -> None:
         self._of.owner()
         self._c.broker.check_member(membership, positions)
         self._membership = membership

@@ -48,9 +48,7 @@ class Variant:
 VARIANTS: list[Variant] = []
 
 
-def variant(
-    rule: int, breaks: str, chances: Chances | None = None, actions: int = 45
-) -> Callable[[Patch], Patch]:
+def variant(rule: int, breaks: str, chances: Chances | None = None, actions: int = 45) -> Callable[[Patch], Patch]:
     def add(patch: Patch) -> Patch:
         name = f"rule_{rule:02}_{patch.__name__}"
         VARIANTS.append(Variant(rule, name, frozenset(breaks.split()), patch, chances or Chances(), actions))
@@ -301,5 +299,3 @@ def an_operators_word_is_ignored(patch: pytest.MonkeyPatch) -> None:
             decide(self, half, outcome, operator)
 
     patch.setattr(HalfIndex, "decide", ignore)
-
-

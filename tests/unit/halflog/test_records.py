@@ -80,9 +80,7 @@ def test_damage_is_never_decoded(written: list[Entry], data: st.DataObject) -> N
     good = encode(written)
     at = data.draw(st.integers(0, len(good) - 1))
     damaged = data.draw(
-        st.sampled_from(
-            [good[:at], good + bytes([at % 256]), good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :]]
-        )
+        st.sampled_from([good[:at], good + bytes([at % 256]), good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :]])
     )
     with pytest.raises(DecodeError):
         decode(damaged)

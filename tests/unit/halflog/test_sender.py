@@ -61,8 +61,12 @@ class Wire:
             assert self.appended.wait_for(lambda: len(self.records) >= count, LONG_S)
 
     def entries(self, kind: type[Entry]) -> list[str]:
-        return [e.id.tx_id if isinstance(e, DecisionEntry) else e.half.id.tx_id  # type: ignore[union-attr]
-                for _, record in self.records for e in record if isinstance(e, kind)]
+        return [
+            e.id.tx_id if isinstance(e, DecisionEntry) else e.half.id.tx_id  # type: ignore[union-attr]
+            for _, record in self.records
+            for e in record
+            if isinstance(e, kind)
+        ]
 
 
 @dataclass(slots=True)
