@@ -27,6 +27,7 @@ from txbus._halflog.partition import PartitionBudget
 from txbus._halflog.records import half_topic
 from txbus._halflog.relay import Relay, RelayBudget, RelayHealth
 from txbus._halflog.sender import HalfLogSender, HalfSenderBudget
+from txbus._halflog.survey import survey, waits_for_a_relay
 from txbus._halves import HalfChannel, HalfId
 from txbus._maintenance import Maintenance, MaintenanceBudget
 from txbus._message import Envelope, Receipt, Topic
@@ -43,6 +44,8 @@ from txbus.spi import Backend, BackendURL, Sender, TopicSpec
 from txbus.stores.contract import Database
 
 __all__ = ["BusHealth", "OpenBus"]
+
+_QUIET_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,9 +369,21 @@ class OpenBus:
     def idle(self, timeout_s: float) -> bool:
         """Is nothing left to do? Every half stored so far is settled (where the relay runs here), and
         every message in the handlers' topics is handled and acknowledged."""
-        if self.relay is not None and not self.relay.wait_quiet(timeout_s):
+        if self.relay is not None and not self._settled(self.relay, timeout_s):
             return False
         return self.consuming.caught_up()
+
+    def _settled(self, relay: Relay, timeout_s: float) -> bool:
+        """A relay that shares the half log with others knows its own part only; the log tells the rest."""
+        clock = self.ports.clock
+        deadline_s = clock.monotonic_s() + timeout_s
+        while not relay.wait_quiet(min(_QUIET_S, timeout_s)):
+            shared = len(relay.health().partitions) < self.settings.half_partitions
+            if shared and not waits_for_a_relay(survey(self.backend, self.service, clock)):
+                return True
+            if clock.monotonic_s() >= deadline_s:
+                return False
+        return True
 
     def health(self) -> BusHealth:
         handlers = self.consuming.health()

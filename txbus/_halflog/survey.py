@@ -6,7 +6,7 @@ has from the ledger and has not written yet are not in the log, so such a half s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from txbus._halflog.index import HalfIndex, OpenHalf
@@ -18,7 +18,7 @@ from txbus._ports import Clock
 from txbus.errors import DecodeError
 from txbus.spi import Backend, Log
 
-__all__ = ["SurveyedHalf", "survey"]
+__all__ = ["SurveyedHalf", "survey", "waits_for_a_relay"]
 
 _RECORDS_AT_ONCE = 1_000
 _READ_S = 5.0
@@ -79,6 +79,12 @@ def survey(
     finally:
         log.close()
     return tuple(sorted(found, key=lambda half: (half.created_s, half.tx_id, half.attempt, half.partition)))
+
+
+def waits_for_a_relay(halves: Sequence[SurveyedHalf]) -> bool:
+    """Is one of these left to a relay? Not so a parked one, nor one behind it: an operator decides."""
+    held = {key for half in halves if half.parked is not None and not half.released for key in half.keys}
+    return any(half.parked is None and held.isdisjoint(half.keys) for half in halves)
 
 
 def _partition(
