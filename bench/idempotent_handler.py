@@ -3,8 +3,8 @@ loop that inserts the message id and the effect in one commit, on the same SQLit
 
 Both sides work one message after the other: ours receives from the embedded broker (one worker),
 decodes, runs the handler and acknowledges; the hand-written side decodes the same bytes from a
-list, so it is spared the broker altogether. They take turns. ``--json`` prints one object.
-Exits with 1 if the claim does not hold.
+list, so it is spared the broker altogether. Both store ids of the same kind and length. They take
+turns. ``--json`` prints one object. Exits with 1 if the claim does not hold.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import pydantic
@@ -67,12 +68,12 @@ def ours(folder: str, messages: list[Note]) -> float:
 def by_hand(folder: str, messages: list[Note]) -> float:
     engine = engine_at(Path(folder) / "hand.db")
     metadata.create_all(engine)
-    records = [(str(note.number), note.model_dump_json().encode()) for note in messages]
+    records = [(uuid.uuid4().hex, note.model_dump_json().encode()) for note in messages]
     began = time.perf_counter()
     for message_id, data in records:
         note = Note.model_validate_json(data)
         with engine.begin() as connection:
-            connection.execute(insert(seen), {"source": "bench", "id": message_id})
+            connection.execute(insert(seen), {"source": "/txbus/bench", "id": message_id})
             connection.execute(insert(effects), {"body": note.body})
     took = time.perf_counter() - began
     engine.dispose()
@@ -81,8 +82,8 @@ def by_hand(folder: str, messages: list[Note]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=3_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--messages", type=int, default=4_000)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="print one object")
     arguments = parser.parse_args()
     messages = [Note(number=number, body="x" * 150) for number in range(arguments.messages)]

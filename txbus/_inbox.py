@@ -75,7 +75,7 @@ class InboxBudget:
 
     lock_wait_s: float = 5.0
     give_back_s: tuple[float, float] = (0.1, 30.0)
-    claim_ahead: int = 64
+    claim_ahead: int = 512
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lock_wait_s <= 3600.0:

@@ -1,6 +1,6 @@
 """The ports of a real process: system clocks, the system's randomness, threads.
 
-The one core module that may import ``time``, ``random``, ``uuid`` and ``threading``.
+The one core module that may import ``time``, ``random``, ``os.urandom`` and ``threading``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import os
 import random
 import threading
 import time
-import uuid
 from collections.abc import Callable
 
 from txbus._ports import Condition, Local, Lock, Ports, Task
@@ -36,7 +35,7 @@ class _Entropy:
         return self._random.random()
 
     def unique_id(self) -> str:
-        return uuid.uuid4().hex
+        return os.urandom(16).hex()
 
 
 class _Task:

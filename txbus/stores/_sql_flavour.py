@@ -164,6 +164,10 @@ class Flavour:
         raise NotImplementedError
 
 
+_OWN_BUSY_TIMEOUT = "txbus_busy_timeout_ms"
+"""In a pooled connection's ``info``: the limit it came with, so that it is asked for once."""
+
+
 class Sqlite(Flavour):
     """One writer for the file: whoever writes waits for the write lock, not for a row."""
 
@@ -196,14 +200,20 @@ class Sqlite(Flavour):
     ) -> int:
         # Every handler's first statement: one cursor for the limit and the INSERT costs a third of
         # going through the Connection.
-        cursor: Any = connection.connection.cursor()
+        pooled = connection.connection
+        cursor: Any = pooled.cursor()
         try:
-            before = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
-            cursor.execute(f"PRAGMA busy_timeout={_whole_milliseconds(wait_s)}")
+            own = pooled.info.get(_OWN_BUSY_TIMEOUT)
+            if own is None:
+                own = pooled.info[_OWN_BUSY_TIMEOUT] = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+            wanted = _whole_milliseconds(wait_s)
+            if wanted == own:
+                return int(cursor.execute(statement.sql, statement.parameters(values)).rowcount)
+            cursor.execute(f"PRAGMA busy_timeout={wanted}")
             try:
                 return int(cursor.execute(statement.sql, statement.parameters(values)).rowcount)
             finally:
-                cursor.execute(f"PRAGMA busy_timeout={before}")
+                cursor.execute(f"PRAGMA busy_timeout={own}")
         finally:
             cursor.close()
 
