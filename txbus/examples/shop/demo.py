@@ -52,6 +52,7 @@ def run_demo(
     quick: bool = False,
     naive: bool = True,
     as_json: bool = False,
+    kills_min: int = 0,
 ) -> int:
     """Run the demo and print what came of it; returns the exit code.
 
@@ -62,7 +63,8 @@ def run_demo(
     from outside. ``seed`` places all of it. ``workdir``: a new or empty folder that is kept; else a
     temporary one, removed at the end unless ``keep`` is set or something is wrong. ``quick``: the
     first 500 orders only. ``naive``: run the naive shop too, without pauses and replicas.
-    ``as_json``: the result as JSON on stdout, the rest on stderr.
+    ``as_json``: the result as JSON on stdout, the rest on stderr. ``kills_min``: fewer kills that took
+    place, wherever they were placed, are a failure.
 
     0: the books balance, every window was hit, check-backs and suppressed duplicates were seen. 1: not
     so. 130: interrupted; no process is left, and the folder is named. Raises ConfigurationError for
@@ -98,7 +100,7 @@ def run_demo(
             folder.keep()
             print(f"databases, bus and logs are in {folder.path}", file=sys.stderr)
             raise
-        verdict = judge(result, min(kills, HITS_MIN))
+        verdict = judge(result, min(kills, HITS_MIN), kills_min)
         if as_json:
             print(json.dumps(result_json(result, other, len(file.bad), verdict), indent=2, ensure_ascii=False))
         else:

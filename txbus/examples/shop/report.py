@@ -33,7 +33,7 @@ class Verdict:
         return not self.reasons
 
 
-def judge(result: RunResult, hits_min: int) -> Verdict:
+def judge(result: RunResult, hits_min: int, kills_min: int = 0) -> Verdict:
     """The shop with txbus: books in order, every window hit, and each mechanism seen at work."""
     books, reasons = result.books, []
     for name in ("lost", "phantom", "doubled", "wrong"):
@@ -52,6 +52,8 @@ def judge(result: RunResult, hits_min: int) -> Verdict:
                 f"window {window.value!r} was hit {hits} times, not {hits_min}; "
                 "more orders or fewer kills leave room for all"
             )
+    if result.tally.kills < kills_min:
+        reasons.append(f"{result.tally.kills} processes were killed, not {kills_min}; more orders leave room for all")
     if not result.check_backs:
         reasons.append("no check-back was asked, so none was shown to work")
     if not result.suppressed:
