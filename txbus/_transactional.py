@@ -1,6 +1,6 @@
 """A local transaction that sends: half durable, then COMMIT, then the outcome.
 
-The order on leaving the block is fixed (halflog.md, rule 1): session flush → ledger insert
+The order on leaving the block is fixed (rule 1 in docs/explanation/protocol.md): session flush → ledger insert
 returned → half stored → COMMIT → outcome told. Everything else here is about the ways in which
 that order can be cut short.
 """

@@ -108,7 +108,7 @@ class Membership:
     ``token`` is the backend's proof of membership (Kafka: group metadata; embedded: lease epochs).
     A broker transaction given an outdated snapshot fails with `Fenced`; the broker may fence the
     membership only and not the ownership of a partition, so the core uses the newest snapshot and
-    only for partitions in it (halflog.md, rule 12).
+    only for partitions in it (rule 12 in docs/explanation/protocol.md).
     """
 
     partitions: frozenset[TopicPartition]

@@ -1,7 +1,7 @@
 """One half partition in the hands of its owner: take-over, steps, re-append, truncation.
 
 Used by the relay's polling thread only. All knowledge is in the `HalfIndex`; this module does the
-I/O in the order that the rules of halflog.md give.
+I/O in the order that the rules give (docs/explanation/protocol.md).
 """
 
 from __future__ import annotations

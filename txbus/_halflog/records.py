@@ -1,4 +1,4 @@
-"""The records of a half log, and their bytes (halflog.md, table "record").
+"""The records of a half log, and their bytes (the format: docs/reference/wire.md).
 
 One log record holds one or more entries, so that concurrent callers share an append (rule 7). Its
 bytes are ``TXH1``, the CRC-32 of what follows and the length of a JSON head (4 bytes each,

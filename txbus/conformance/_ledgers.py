@@ -313,3 +313,39 @@ def held_keys_are_replaced(stage: StoreStage) -> None:
     for partition in (1, 2):
         stage.database.replace_held(partition, {})
     require(not any(held[0] == topic for held in stage.database.held_keys()), "released, yet held")
+
+
+# the service's databases
+
+
+def _join(stage: StoreStage, service: str, *names: str) -> frozenset[str]:
+    """Join in a client of its own, as another process does."""
+    return stage.client().join_service(service, set(names))
+
+
+@store_case(property="join_service returns every name ever noted for the service, whichever client noted it")
+def service_names_add_up(stage: StoreStage) -> None:
+    service = stage.harness.unique("service")
+    wanted: set[str] = set()
+    for names in (["shop"], ["stock", "shop"], ["Shop"], []):
+        wanted.update(names)
+        got = _join(stage, service, *names)
+        require(got == wanted, f"joined with {names}: noted so far are {sorted(wanted)}, the answer is {sorted(got)}")
+
+
+@store_case(property="join_service may be repeated: names that are noted already change nothing")
+def joining_again_changes_nothing(stage: StoreStage) -> None:
+    service = stage.harness.unique("service")
+    _join(stage, service, "shop", "stock")
+    for names in (["stock"], ["shop"], ["shop", "stock"]):
+        got = _join(stage, service, *names)
+        require(got == {"shop", "stock"}, f"joined again with {names}, the answer is {sorted(got)}")
+
+
+@store_case(property="the databases of another service are not this one's")
+def services_are_apart(stage: StoreStage) -> None:
+    base = stage.harness.unique("service")
+    for service, name in ((base, "shop"), (f"{base}-b", "stock")):
+        for _ in range(2):
+            got = _join(stage, service, name)
+            require(got == {name}, f"service {service!r} has only {name!r}, the answer is {sorted(got)}")

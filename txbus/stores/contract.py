@@ -283,7 +283,7 @@ class Database(Protocol):
     def join_service(self, service: str, names: Set[str]) -> frozenset[str]:
         """Note the names of a service's databases here; returns all that were ever noted for it.
 
-        A relay that does not have them all would leave halves without an answer (halflog.md, 9)."""
+        A relay that does not have them all would leave halves without an answer (rule 9)."""
         ...
 
     # the inbox side
