@@ -3,7 +3,7 @@
 Records of a broker transaction stand in the log at once and hold back the readable end until a
 marker ends them. An owner that is fenced leaves an aborted transaction whose marker may be lost in
 some partitions: there its records hang until the next marker of the same transactional id, which
-decides them, too (halflog.md, rule 14).
+decides them, too (rule 14).
 """
 
 from __future__ import annotations
