@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,14 @@ class ConfirmsByOnePart(SqlDatabase):
         self.confirm([id for id, _, _ in parts], now_s)
 
 
+class ForgetsTheServicesDatabases(SqlDatabase):
+    """Whoever joins a service is told its own names."""
+
+    def join_service(self, service: str, names: Set[str]) -> frozenset[str]:
+        super().join_service(service, names)
+        return frozenset(names)
+
+
 class TakesWhatIsInFlight(SqlDatabase):
     """A message that another open handler holds counts as handled."""
 
@@ -134,6 +142,7 @@ NOTICED: dict[type[SqlDatabase], set[str]] = {
     },
     ConfirmsNothing: {"ledgers.purge_keeps_what_is_needed", "ledgers.unconfirmed_until_confirmed"},
     ConfirmsByOnePart: {"ledgers.parts_are_confirmed_together"},
+    ForgetsTheServicesDatabases: {"ledgers.joining_again_changes_nothing", "ledgers.service_names_add_up"},
     LosesAttempts: {
         "inboxes.attempts_are_cleared_with_the_effect",
         "inboxes.attempts_are_kept",
