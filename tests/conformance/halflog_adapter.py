@@ -44,8 +44,11 @@ RELAY_CHECK_AFTER_S = 20.0
 RELAY_CHECK_INTERVAL_S = 0.05
 """Passes in real time: an answer is taken up by the next question."""
 RELAY_POLL_S = 0.01
-POLLS_PER_SLICE = 3
-"""After a leap: the poll in hand, which may have begun before it, one that sees it, and its work."""
+POLLS = 5
+"""What a relay needs to take note of something: the poll in hand may have begun before it, the next
+ones take a partition over, read it, and bring their work."""
+PATIENCE_S = 30.0
+"""For a relay that polls all the time, on a slow machine."""
 
 
 class AnswerBy(enum.Enum):
@@ -69,7 +72,7 @@ class HalfLogMessages:
 
     def __init__(
         self,
-        client: Backend,
+        client: HalfLogClient,
         group: str,
         topics: Sequence[str],
         database: Database,
@@ -149,6 +152,8 @@ class HalfLogMessages:
         return Outcome.UNKNOWN
 
     def checks(self, timeout_s: float) -> Sequence[Check]:
+        # The relay had its chance to ask: it has read what is stored, and polled on since.
+        self._client.wait_polls(PATIENCE_S)
         with self._condition:
             if not self._questions:
                 self._condition.wait(timeout_s)
@@ -219,7 +224,7 @@ class HalfLogClient(ThroughBackend):
         if self.dead or not self.halves:
             return  # nobody polls
         with self._condition:
-            wanted = self._polls + POLLS_PER_SLICE
+            wanted = self._polls + POLLS
             while self._polls < wanted:
                 assert self._condition.wait(patience_s), "the relay does not poll any more"
 
@@ -263,7 +268,7 @@ class HalfLogHarness(Harness):
             self._sound.advance(step_s)
             left_s -= step_s
             for client in self._clients:
-                client.wait_polls(self.answer_s)
+                client.wait_polls(PATIENCE_S)
 
     def kill(self, backend: Backend) -> None:
         assert isinstance(backend, HalfLogClient)
