@@ -44,8 +44,9 @@ class HalfChannel(Protocol):
     """
 
     def check(self, half: Half) -> None:
-        """Refuse what could never be published: sizes, destinations, held keys. Before any lock is
-        taken in the database. Raises MessageRefused, DestinationRefused, KeyHeld."""
+        """Refuse what could never be stored or published: sizes, held keys, and a destination that the
+        broker itself would have to refuse. Before any lock is taken in the database. Raises
+        MessageRefused, DestinationRefused, KeyHeld."""
         ...
 
     def store(self, half: Half, timeout_s: float) -> tuple[Receipt, ...]:

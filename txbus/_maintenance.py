@@ -101,8 +101,10 @@ class Maintenance:
         assert self._home is not None
         with self._condition:
             to_write = dict(self._to_write)
+        # Mostly nothing is held and nothing is noted: then no lock of the application's database is taken.
+        noted = bool(to_write and self._home.held_keys())
         for partition, held in to_write.items():
-            if self._written.get(partition) != held:
+            if self._written.get(partition) != held and (held or noted or self._written.get(partition)):
                 self._home.replace_held(partition, held)
                 self._written[partition] = held
             with self._condition:

@@ -132,7 +132,8 @@ class _Sending:
 
     @property
     def attempt(self) -> int:
-        """The attempt under this id, from 1."""
+        """The attempt under this id: 1 for a fresh id; with ``tx_id=`` from 2, because entering the block
+        settles the attempt before it."""
         return self._half_id.attempt
 
     @property

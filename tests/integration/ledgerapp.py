@@ -26,6 +26,7 @@ from sqlalchemy import (
     event,
     insert,
 )
+from sqlalchemy.schema import CreateTable
 
 from txbus import Bus, Delivery, Retry, Topic
 from txbus.events import Event, HalfStored, LocalCommitted, StepOpen
@@ -64,6 +65,13 @@ def engine_at(path: Path) -> Engine:
     return engine
 
 
+def create_tables(engine: Engine) -> None:
+    """Make the application's tables; several processes may do so at once."""
+    with engine.begin() as connection:
+        for table in metadata.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
+
+
 def make_bus(folder: Path, service: str, relay: str, **settings: float) -> tuple[Bus, Engine]:
     """The bus of one of the two services; short leases, so that tests do not wait for long."""
     engine = engine_at(folder / f"{service}.db")
@@ -78,7 +86,6 @@ def make_bus(folder: Path, service: str, relay: str, **settings: float) -> tuple
         poll_s=0.1,
         check_after_s=0.3,
         check_interval_s=0.2,
-        half_timeout_s=1.0,
         lock_wait_s=1.0,
         **settings,  # type: ignore[arg-type] # numbers only
     )
@@ -153,8 +160,14 @@ def main() -> int:
     arguments = parser.parse_args()
     roles: dict[str, Callable[..., None]] = {"send": send, "receive": receive, "relay": relay}
     service = "receiver" if arguments.role == "receive" else "sender"
-    bus, engine = make_bus(arguments.folder, service, "outside", local_timeout_s=arguments.local_timeout)
-    metadata.create_all(engine)
+    bus, engine = make_bus(
+        arguments.folder,
+        service,
+        "outside",
+        local_timeout_s=arguments.local_timeout,
+        half_timeout_s=min(5.0, arguments.local_timeout / 2),
+    )
+    create_tables(engine)
     die_at(bus, arguments.window, arguments.count, signal.SIGSTOP if arguments.stop else signal.SIGKILL)
     roles[arguments.role](bus=bus, **vars(arguments))
     return 0
