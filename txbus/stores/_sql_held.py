@@ -53,4 +53,6 @@ class Held:
                 for name in sorted(new):
                     values = {"service": service, "database_name": stored_text(name)}
                     self._insert_name.run(connection, values)
-        return frozenset(known | new)
+                # Another process may have joined since: seen here, because the writes wait for one another.
+                known = {text_from(name) for name in connection.scalars(find)}
+        return frozenset(known | names)
