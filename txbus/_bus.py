@@ -62,6 +62,11 @@ class Bus:
     ) -> None:
         if not service or len(service) > 100 or not all(c.isalnum() or c in "._-" for c in service):
             raise ConfigurationError(f"service={service!r} is not usable: 1 to 100 letters, digits, '.', '_' or '-'")
+        if service.startswith("txbus."):
+            raise ConfigurationError(
+                f"service={service!r} begins with 'txbus.', as the groups of relays do; name it otherwise, "
+                f"for example {service.replace('.', '-')!r}"
+            )
         backend_url, query = parse_url(url)
         self._settings, options = Settings.load(settings, query)
         self._url = type(backend_url)(backend_url.scheme, backend_url.location, options)
@@ -137,13 +142,13 @@ class Bus:
         stays an ordinary function.
 
         ``scope`` names the inbox and the consumer group: rename the function freely, never the
-        scope. ``database`` is where its effects go; None means no inbox, so at least once, or with
-        ``atomic`` exactly once for messages it sends: they and the consumer's position commit in
-        one broker transaction. ``in_flight`` says what to do while another process holds the same
-        message: ``"wait"`` for it (``lock_wait_s``), ``"skip"`` it for now, or ``"fail"`` the
-        attempt. On SQLite, which locks the whole database, any writer looks like such a process: use
-        ``"wait"`` there. ``tags`` takes only messages with one of them. ``start`` is where a new group
-        begins: ``"earliest"``, ``"latest"`` or a datetime.
+        scope; 1 to 100 letters, digits, ``_`` or ``-``. ``database`` is where its effects go; None means
+        no inbox, so at least once, or with ``atomic`` exactly once for messages it sends: they and the
+        consumer's position commit in one broker transaction. ``in_flight`` says what to do while
+        another process holds the same message: ``"wait"`` for it (``lock_wait_s``), ``"skip"`` it for
+        now, or ``"fail"`` the attempt. On SQLite, which locks the whole database, any writer looks like
+        such a process: use ``"wait"`` there. ``tags`` takes only messages with one of them. ``start`` is
+        where a new group begins: ``"earliest"``, ``"latest"`` or a datetime.
         """
 
         def declare(function: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T, P], None]:

@@ -37,7 +37,12 @@ class HandlerDeclaration:
         where = f"handler {self.function.__qualname__!r} of topic {self.topic.name!r}"
         if not self.scope or len(self.scope) > 100 or not all(c.isalnum() or c in "._-" for c in self.scope):
             raise ConfigurationError(
-                f"{where}: scope={self.scope!r} is not usable: 1 to 100 letters, digits, '.', '_' or '-'"
+                f"{where}: scope={self.scope!r} is not usable: 1 to 100 letters, digits, '_' or '-'"
+            )
+        if "." in self.scope:
+            raise ConfigurationError(
+                f"{where}: scope={self.scope!r} has a dot, and the consumer group '<service>.<scope>' could be that of "
+                f"another service, whose name may have dots; use scope={self.scope.replace('.', '-')!r}"
             )
         if self.atomic and self.database is not None:
             raise ConfigurationError(
@@ -54,7 +59,9 @@ class HandlerDeclaration:
             raise ConfigurationError(f"{where}: start={self.start!r} has no time zone: add tzinfo=UTC or your own")
 
     def group(self, service: str) -> str:
-        """The consumer group: each scope of a service reads on its own."""
+        """The consumer group: each scope of a service reads on its own.
+
+        It is of one service and one scope only, because a scope has no dot."""
         return f"{service}.{self.scope}"
 
     @property
