@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from txbus._message import Envelope
 from txbus._ports import Clock
 from txbus._telemetry import DeadLettered, Emit
 from txbus._wire import trace_id
+from txbus.errors import MessageRefused
 from txbus.spi import Received
 from txbus.stores.contract import Database, DeadLetter
 
-__all__ = ["DeadLetters", "dead_envelope", "dead_topic", "describe_error"]
+__all__ = ["DeadLetters", "dead_envelope", "dead_topic", "describe_error", "lighter_letters"]
 
 ERROR_BYTES_MAX = 8 * 1024
 _HEADER_CHARS_MAX = 1024
 _CHAIN_MAX = 20
+_ERROR, _DROPPED = "txbus-dead-error", "txbus-dead-dropped"
+_SHORT_BYTES = 128
+_NAMES_BYTES = 256
+_OVERHEAD_BYTES = 128
+"""What a broker may need for the five headers more, besides their text."""
+_NEEDED = ("ce_", "txbus-", "content-type", "traceparent")
+"""How the headers begin that say what a message is: never dropped."""
 
 
 def dead_topic(topic: str, service: str) -> str:
@@ -29,7 +38,8 @@ class DeadLetters:
 
     With a database a dead letter is a row in it, and the message counts as handled there, so that
     it is not run again. Without one it is a message on `dead_topic`, sent by ``send``, which
-    returns when it is durable; sent again after a crash it may be there twice.
+    returns when it is durable; sent again after a crash it may be there twice. Where the broker
+    refuses it for its size, it goes in a lighter form (`lighter_letters`).
     """
 
     def __init__(
@@ -57,9 +67,25 @@ class DeadLetters:
         if self._database is not None:
             self._database.record_dead_letter(self._letter(received, source, message_id, attempts, text))
         else:
-            self._send(dead_envelope(received, self._scope, self._service, attempts, text))
+            self._send_some(received, dead_envelope(received, self._scope, self._service, attempts, text))
         trace = trace_id(received.envelope.headers)
         self._emit(DeadLettered(self._service, trace, self._scope, message_id, attempts, _first_line(text)))
+
+    def _send_some(self, received: Received, letter: Envelope) -> None:
+        """The letter as it is, or the first lighter one that the broker takes."""
+        try:
+            self._send(letter)
+            return
+        except MessageRefused as exc:
+            refused = exc
+        for lighter in lighter_letters(received, letter):
+            try:
+                self._send(lighter)
+                return
+            except MessageRefused:
+                pass
+        # Not for its size, then: what the broker said of the whole letter tells more.
+        raise refused
 
     def _letter(self, received: Received, source: str, message_id: str, attempts: int, text: str) -> DeadLetter:
         envelope, position = received.envelope, received.position
@@ -80,7 +106,9 @@ class DeadLetters:
 
 
 def dead_envelope(received: Received, scope: str, service: str, attempts: int, error: str) -> Envelope:
-    """The original key, headers and payload bytes, with what became of it in four headers more."""
+    """The original key, headers and payload bytes, with what became of it in four headers more.
+
+    It is larger than the message was, so a broker may refuse it: see `lighter_letters`."""
     envelope = received.envelope
     return Envelope(
         topic=dead_topic(received.position.topic, service),
@@ -89,11 +117,57 @@ def dead_envelope(received: Received, scope: str, service: str, attempts: int, e
         headers={
             **envelope.headers,
             "txbus-dead-scope": scope,
-            "txbus-dead-error": _first_line(error)[:_HEADER_CHARS_MAX],
+            _ERROR: _first_line(_storable(error))[:_HEADER_CHARS_MAX],
             "txbus-dead-attempts": str(attempts),
             "txbus-dead-position": str(received.position),
         },
     )
+
+
+def lighter_letters(received: Received, letter: Envelope) -> Iterator[Envelope]:
+    """What to send, one after the other, in place of a dead letter that the broker finds too large.
+
+    First with a short error; then also without some of the application's headers, named in
+    ``txbus-dead-dropped``, so that it is no larger than the message was; at last the message just as
+    it was, which the broker took once, with nothing said. Key and payload are never touched.
+    """
+    short = {**letter.headers, _ERROR: _bounded(letter.headers[_ERROR], _SHORT_BYTES)}
+    yield replace(letter, headers=short)
+    before = _bytes_of(received.envelope.headers)
+    over = _bytes_of(short) + len(_DROPPED) + _NAMES_BYTES + _OVERHEAD_BYTES - before
+    dropped = _expendable(received.envelope.headers, over)
+    if dropped:
+        left = {name: value for name, value in short.items() if name not in dropped}
+        yield replace(letter, headers={**left, _DROPPED: _listed(dropped)})
+    yield replace(letter, headers=received.envelope.headers)
+
+
+def _expendable(headers: Mapping[str, str], over: int) -> list[str]:
+    """The application's headers to drop for ``over`` bytes: the smallest that is enough alone, or else
+    the largest, and again for the rest; all of them if even that is not enough."""
+    sizes = {name: _bytes(name) + _bytes(headers[name]) for name in headers if not name.lower().startswith(_NEEDED)}
+    dropped: list[str] = []
+    while over > 0 and sizes:
+        enough = [name for name, size in sizes.items() if size >= over]
+        name = min(enough, key=sizes.__getitem__) if enough else max(sizes, key=sizes.__getitem__)
+        over -= sizes.pop(name)
+        dropped.append(name)
+    return dropped
+
+
+def _listed(names: list[str]) -> str:
+    listed = _storable(", ".join(names))
+    if _bytes(listed) <= _NAMES_BYTES:
+        return listed
+    return f"{_bounded(listed, _NAMES_BYTES - 24)} ({len(names)} in all)"
+
+
+def _bytes_of(headers: Mapping[str, str]) -> int:
+    return sum(_bytes(name) + _bytes(value) for name, value in headers.items())
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def describe_error(error: BaseException) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.unit.shopfloor import Order, floor, orders
 from tests.unit.test_consumer_broker import PORTS, Log
+from txbus import Bus, GiveUp, Topic
 from txbus._deadletter import DeadLetters, dead_envelope, describe_error
 from txbus._message import Envelope, Position
-from txbus._telemetry import DeadLettered
-from txbus.errors import BackendUnavailable
+from txbus._telemetry import Alarm, DeadLettered
+from txbus.embedded.capabilities import HEADERS_BYTES_MAX
+from txbus.errors import BackendUnavailable, MessageRefused
 from txbus.spi import Received
 from txbus.stores.sql import SqlDatabase
 
@@ -121,3 +125,149 @@ def test_what_hinders_the_keeping_is_raised_and_nothing_is_told() -> None:
     with pytest.raises(BackendUnavailable):
         letters.keep(RECEIVED, "s", "m", 4, "error")
     assert log.events == []
+
+
+class SmallBroker:
+    """Takes a record of at most ``bytes_max``, of which each header needs ``per_header`` besides its text."""
+
+    def __init__(self, bytes_max: int, per_header: int = 0) -> None:
+        self.bytes_max = bytes_max
+        self.per_header = per_header
+        self.taken: list[Envelope] = []
+
+    def size(self, envelope: Envelope) -> int:
+        texts = [envelope.key or "", *envelope.headers, *envelope.headers.values()]
+        return len(envelope.payload) + sum(map(utf8, texts)) + self.per_header * len(envelope.headers)
+
+    def send(self, envelope: Envelope) -> None:
+        if self.size(envelope) > self.bytes_max:
+            raise MessageRefused(f"{self.size(envelope)} bytes; the limit is {self.bytes_max}")
+        self.taken.append(envelope)
+
+    def keep(self, headers: Mapping[str, str], error: str, payload: bytes = b"p") -> Envelope:
+        """The dead letter of a message that this broker delivered."""
+        received = Received(Envelope("orders", payload, "k", headers), Position("orders", 3, 9), 1, 0.0)
+        assert self.size(received.envelope) <= self.bytes_max
+        log = Log()
+        DeadLetters(scope="mail", service="shop", database=None, send=self.send, clock=PORTS.clock, emit=log).keep(
+            received, "s", "m", 4, error
+        )
+        assert len(log.of(DeadLettered)) == 1
+        (letter,) = self.taken
+        assert (letter.topic, letter.key, letter.payload) == ("orders.dead.shop", "k", payload)
+        return letter
+
+
+def utf8(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+ATTRIBUTES = {
+    "ce_specversion": "1.0",
+    "ce_id": "m",
+    "ce_source": "/txbus/till",
+    "content-type": "application/json",
+    "txbus-tag": "eu",
+}
+
+
+def test_a_dead_letter_without_room_has_a_short_error_and_all_headers() -> None:
+    """Before anything of the message is lost, the error is cut: what it says in full is in the event."""
+    headers = {**ATTRIBUTES, "x-till": "4", "x-note": "n" * 3000}
+    roomy = SmallBroker(1_000_000)
+    full = roomy.size(roomy.keep(headers, "E: " + "e" * 900))
+    letter = SmallBroker(full - 600).keep(headers, "E: " + "e" * 900)
+    assert letter.headers.items() >= headers.items()
+    assert letter.headers["txbus-dead-error"].startswith("E: eee")
+    assert len(letter.headers["txbus-dead-error"]) < 200
+    assert "txbus-dead-dropped" not in letter.headers
+
+
+def test_a_dead_letter_without_room_loses_the_smallest_header_that_makes_enough() -> None:
+    """It says which. The broker took the message at its limit, and takes its letter."""
+    headers = {**ATTRIBUTES, "x-till": "4", "x-note": "n" * 2000, "x-route": "r" * 9000}
+    broker = SmallBroker(sum(utf8(n) + utf8(v) for n, v in headers.items()) + 2)
+    letter = broker.keep(headers, "E: boom")
+    assert letter.headers["txbus-dead-dropped"] == "x-note"
+    assert letter.headers.items() >= {**ATTRIBUTES, "x-till": "4", "x-route": "r" * 9000}.items()
+    assert letter.headers["txbus-dead-error"] == "E: boom" and letter.headers["txbus-dead-attempts"] == "4"
+
+
+def test_a_dead_letter_without_room_loses_the_largest_of_many_small_headers() -> None:
+    """Where no single one makes room: the largest first, until there is enough."""
+    headers = {**ATTRIBUTES, **{f"x-{n}": "v" * (200 + n) for n in range(20)}}
+    broker = SmallBroker(sum(utf8(n) + utf8(v) for n, v in headers.items()) + 2)
+    letter = broker.keep(headers, "E: boom")
+    dropped = letter.headers["txbus-dead-dropped"].split(", ")
+    assert dropped[0] == "x-19" and 2 <= len(dropped) <= 6
+    assert set(headers) - set(letter.headers) == set(dropped)
+
+
+def test_headers_that_txbus_needs_are_not_lost_for_the_reason() -> None:
+    """Where only they are left, the letter is the message as it was: its reason is in the event alone."""
+    headers = {**ATTRIBUTES, "ce_id": "i" * 5000}
+    letter = SmallBroker(sum(utf8(n) + utf8(v) for n, v in headers.items()) + 2).keep(headers, "E: boom")
+    assert letter.headers == headers
+
+
+texts = st.text(max_size=30)
+many = st.dictionaries(st.text(min_size=1, max_size=12), st.builds(lambda t, n: t * n, texts, st.integers(1, 60)))
+
+
+@given(many, st.text(max_size=300), st.integers(0, 700), st.integers(0, 16), st.integers(0, 2000))
+@example({}, "", 0, 0, 0)
+@example({"ce_id": "x" * 9000}, "e" * 300, 10, 16, 0)
+@example({f"x{n}": "" for n in range(40)}, "e", 0, 16, 0)
+@example({"x" * 3000: "y"}, "e", 0, 0, 0)
+def test_what_the_broker_delivered_it_takes_as_a_dead_letter(
+    headers: dict[str, str], error: str, spare: int, per_header: int, payload: int
+) -> None:
+    """However small its limit and however much it needs for a header: one letter, with key and payload, and
+    every header is there as it was or is named as dropped."""
+    broker = SmallBroker(0, per_header)
+    broker.bytes_max = broker.size(Envelope("orders", b"p" * payload, "k", headers)) + spare
+    letter = broker.keep(headers, error, b"p" * payload)
+    kept = {n for n, v in headers.items() if letter.headers.get(n) == v}
+    lost = [n for n in headers if n not in kept and not n.startswith("txbus-dead-")]
+    assert bool(lost) == ("txbus-dead-dropped" in letter.headers)
+
+
+def test_a_letter_that_is_refused_for_another_reason_is_not_kept() -> None:
+    """The refusal passes, and nothing is told: the delivery is not acknowledged."""
+    log = Log()
+
+    def refuse(envelope: Envelope) -> object:
+        raise MessageRefused("no such thing")
+
+    letters = DeadLetters(scope="mail", service="shop", database=None, send=refuse, clock=PORTS.clock, emit=log)
+    with pytest.raises(MessageRefused, match="no such thing"):
+        letters.keep(RECEIVED, "s", "m", 4, "error")
+    assert log.events == []
+
+
+def test_a_message_at_the_limit_of_the_embedded_broker_becomes_a_dead_letter(tmp_path: Path) -> None:
+    """It is acknowledged, the next one of its key is handled, and there is no alarm."""
+    handled: list[str] = []
+
+    def declare(bus: Bus) -> None:
+        @bus.on(orders, scope="mail", database=None)
+        def mail(order: Order) -> None:
+            if order.sku == "bad":
+                raise GiveUp("no such shelf")
+            handled.append(order.sku)
+
+    dead = Topic("orders.dead.shop", Order)
+    with floor(tmp_path, declare, databases=()) as shop, shop.working() as test:
+        test.publish(orders, Order(sku="plain"))
+        test.run_until_idle()
+        (plain,) = test.received(orders)
+        room = HEADERS_BYTES_MAX - (plain.envelope.size - len(plain.envelope.payload)) - len("x-note")
+        test.publish(orders, Order(sku="bad"), headers={"x-note": "n" * room})
+        test.publish(orders, Order(sku="good"))
+        test.run_until_idle()
+        (letter,) = test.received(dead)
+    assert handled == ["plain", "good"]
+    assert "no such shelf" in letter.envelope.headers["txbus-dead-error"]
+    assert letter.envelope.headers["txbus-dead-dropped"] == "x-note"
+    assert letter.envelope.payload == b'{"sku":"bad","customer":"ada"}'
+    assert shop.of(Alarm) == []
