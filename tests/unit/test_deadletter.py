@@ -203,6 +203,28 @@ def test_a_dead_letter_without_room_loses_the_largest_of_many_small_headers() ->
     assert set(headers) - set(letter.headers) == set(dropped)
 
 
+@pytest.mark.parametrize("note", range(0, 900, 7))
+def test_the_reason_is_there_whenever_headers_can_make_room(note: int) -> None:
+    """Also by a hair's breadth, and where the broker needs 16 bytes for each header besides its text."""
+    headers = {**ATTRIBUTES, "x-" + "note" * 62: "n" * note, **{f"x-{n}-{'long' * 8}": "" for n in range(60)}}
+    broker = SmallBroker(0, 16)
+    broker.bytes_max = broker.size(Envelope("orders", b"p", "k", headers))
+    letter = broker.keep(headers, "E: " + "e" * 900)
+    assert letter.headers["txbus-dead-attempts"] == "4" and letter.headers["txbus-dead-error"].startswith("E: e")
+    assert "x-" in letter.headers["txbus-dead-dropped"]
+
+
+def test_many_names_of_dropped_headers_are_cut_and_counted() -> None:
+    """The list has its bound, and says how many they are."""
+    headers = {**ATTRIBUTES, **{f"x-{n}-{'long' * 8}": "" for n in range(100, 160)}}
+    broker = SmallBroker(0)
+    broker.bytes_max = broker.size(Envelope("orders", b"p", "k", headers))
+    letter = broker.keep(headers, "E: boom")
+    dropped = len(headers) - len(letter.headers.keys() & headers.keys())
+    assert letter.headers["txbus-dead-dropped"].endswith(f"… ({dropped} in all)")
+    assert len(letter.headers["txbus-dead-dropped"].encode()) <= 256
+
+
 def test_headers_that_txbus_needs_are_not_lost_for_the_reason() -> None:
     """Where only they are left, the letter is the message as it was: its reason is in the event alone."""
     headers = {**ATTRIBUTES, "ce_id": "i" * 5000}
