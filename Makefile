@@ -4,7 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := txbus tests bench examples
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs snippets soak bench lock clean
@@ -50,7 +49,7 @@ lock:  ## resolve requirements/ anew from pyproject.toml
 COMPILE := CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet --generate-hashes \
 	--strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 # Named one by one: pip-compile would write the path of this checkout for `all`, which refers to itself.
-EXTRAS := --extra sql --extra cli --extra settings --extra otel
+EXTRAS := --extra sql --extra cli --extra settings --extra otel --extra sim
 
 clean:  ## remove what was made here, the environment included
 	rm -rf $(VENV) build dist site .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
