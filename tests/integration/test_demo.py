@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,22 @@ def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("ConfigurationError: orders file")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_soak_without_room_for_its_kills_fails(tmp_path: Path) -> None:
+    """One order is over after a few: the soak says how many there were, and how many were asked for."""
+    orders = tmp_path / "orders.csv"
+    orders.write_text(sample(1, seed=1))
+    command = [sys.executable, "-m", "txbus.examples.shop.soak", "--kills", "40", "--pauses", "0", "--replicas", "1"]
+    done = subprocess.run(
+        [*command, "--orders", str(orders)],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^  \d+ processes were killed, not 40;", done.stdout, re.MULTILINE), done.stdout
 
 
 @pytest.mark.soak
