@@ -15,8 +15,8 @@ from __future__ import annotations
 import random
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from heapq import heappop, heappush
 from types import FrameType
@@ -28,7 +28,7 @@ from txbus_sim import _sites
 from txbus_sim.errors import ProcessIsDead
 from txbus_sim.faults import Fault, Faults
 from txbus_sim.history import FaultHappened, History, Point, ProcessEnded, ProcessStarted
-from txbus_sim.schedule import Address, Deviation
+from txbus_sim.schedule import Deviation
 
 __all__ = [
     "BEGAN_AT_WALL_NS",
@@ -68,6 +68,8 @@ class StopReason(Enum):
     """The step budget was used up: a livelock, or a budget that is too small."""
     TIME = "time"
     """The limit of virtual time was reached while something durable still happened."""
+    RAISING = "raising"
+    """A process is started anew and raises, again and again, without a fault."""
     STOPPED = "stopped"
     """The simulation itself asked for it."""
 
@@ -85,14 +87,14 @@ class Wait:
 class ProcessSpec:
     """How a process is started, and started anew after a crash.
 
-    ``main`` is called in the process's first strand. ``restart_after_ns`` None: nobody starts it
-    anew. ``failure_is_end``: what it raises ends it for good.
+    ``main`` is called in the process's first strand with the process. ``restart_after_ns`` None:
+    nobody starts it anew. ``raised`` is told what came out of ``main``, in that strand.
     """
 
     name: str
-    main: Callable[[], object]
+    main: Callable[[Process], object]
     restart_after_ns: int | None = 1_000_000_000
-    failure_is_end: bool = False
+    raised: Callable[[Process, BaseException], None] | None = None
 
 
 class Strand(greenlet):
@@ -106,6 +108,8 @@ class Strand(greenlet):
         self.ident = process.world.next_ident()
         self.wait: Wait | None = None
         self.ended = False
+        self.asleep_ns = (0, 0)
+        """Since when and until when, in its last sleep."""
         self.values: dict[object, Any] = {}
         """Of this thread of control alone (`threading.local`)."""
         self.joiners: list[Strand] = []
@@ -177,20 +181,8 @@ class Limits:
     settle_ns: int = 30_000_000_000
     time_ns_max: int = 3_600_000_000_000
     steps_max: int = 200_000
-
-
-@dataclass(slots=True)
-class _Timer:
-    """Sorts by time, then by order of setting."""
-
-    at_ns: int
-    number: int
-    strand: Strand | None
-    ticket: int
-    call: Callable[[], None] | None = field(default=None)
-
-    def __lt__(self, other: _Timer) -> bool:
-        return (self.at_ns, self.number) < (other.at_ns, other.number)
+    raises_max: int = 20
+    """Of processes that raise and are started anew, since the last fault."""
 
 
 class World:
@@ -207,6 +199,8 @@ class World:
         self.processes: list[Process] = []
         self.services: dict[str, Any] = {}
         """The models of this run's servers by name, for the adapters that processes open."""
+        self.observers: list[Callable[[], None]] = []
+        """Called after each durable change; must not wait."""
         self.closed = False
         self.steps = 0
         self.stop_reason: StopReason | None = None
@@ -218,6 +212,7 @@ class World:
         self._pids = _FIRST_PID
         self._progress_ns = 0
         self._pending = 0
+        self._raised_since_fault = 0
         self._inert_calls = 0
         self._buried: list[Strand] = []
 
@@ -245,20 +240,25 @@ class World:
         """The life of a process: its main function, then its other threads, as an interpreter ends."""
         how, detail = "returned", ""
         try:
-            process.spec.main()
+            process.spec.main(process)
         except SystemExit:
             pass
         except ProcessIsDead:
             raise
         except BaseException as exc:
             process.error = exc
+            if process.spec.raised is not None:
+                process.spec.raised(process, exc)
             how, detail = "raised", "".join(traceback.format_exception_only(exc)).strip()
         mine = current_strand()
         while others := [one for one in process.strands if one is not mine and not one.daemon]:
             others[0].joiners.append(mine)
             self.park(Wait("thread", f"the end of thread {others[0].name}", others[0]))
         self._end(process, how, detail)
-        if how == "raised" and not process.spec.failure_is_end:
+        if how == "raised":
+            self._raised_since_fault += 1
+            if self._raised_since_fault > self.limits.raises_max:
+                self.stop(StopReason.RAISING)
             self._restart_later(process)
         self._away()
 
@@ -321,6 +321,9 @@ class World:
     def progress(self) -> None:
         """Something durable happened: the run is not quiet yet."""
         self._progress_ns = self.now_ns
+        for look in self.observers:
+            # In a greenlet that is no strand: an observer is outside of every process.
+            greenlet(look).switch()
 
     def sleep_ns(self, for_ns: int) -> None:
         """The calling strand goes on after a time; others run meanwhile."""
@@ -331,6 +334,7 @@ class World:
             self.now_ns = when_ns
             return
         strand = self._living()
+        strand.asleep_ns = (self.now_ns, when_ns)
         self._number += 1
         strand._ticket += 1
         heappush(timers, (when_ns, self._number, strand, strand._ticket, None))
@@ -443,7 +447,10 @@ class World:
         if not self._pending and self._nobody_to_wake():
             self.stop_reason = StopReason.STUCK
             return
-        quiet_at_ns = self._progress_ns + self.limits.settle_ns
+        # A main thread that has slept since has not had its say yet.
+        asleep = [p.strands[0].asleep_ns for p in self.processes if p.alive and p.strands]
+        woken_at_ns = [until_ns + 1 for since_ns, until_ns in asleep if since_ns <= self._progress_ns]
+        quiet_at_ns = max([self._progress_ns + self.limits.settle_ns, *woken_at_ns])
         if self.now_ns >= quiet_at_ns and not self._pending:
             self.stop_reason = StopReason.QUIET
         elif self.now_ns >= self.limits.time_ns_max:
@@ -506,6 +513,7 @@ class World:
         fault, self.amount = deviation.fault, deviation.amount
         assert fault in faults, f"{deviation}: this operation cannot suffer it"
         self.history.add(FaultHappened(self.now_ns, deviation.address, fault))
+        self._raised_since_fault = 0
         self.progress()
         match fault:
             case Fault.CRASH_BEFORE:
@@ -570,11 +578,6 @@ def current_process() -> Process | None:
     """The process that is running, None outside of a simulation."""
     strand = getcurrent()
     return strand.process if type(strand) is Strand else None
-
-
-def addresses(points: Iterable[Point]) -> Mapping[Address, Faults]:
-    """The addresses that a run reached, with the faults possible at each."""
-    return {point.address: point.faults for point in points}
 
 
 def void(_: object) -> None:

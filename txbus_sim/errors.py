@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from txbus.errors import TxbusError
 
 __all__ = ["MalformedHistory", "MalformedSchedule", "NotModelled", "ProcessIsDead", "SimulationError"]
@@ -25,8 +27,16 @@ class SimulationError(TxbusError):
 class NotModelled(SimulationError):
     """The code under test asked for something that the simulator does not model.
 
-    Names what was asked for, the place, and what to do. Never answered with a guess.
+    Names what was asked for, the place, and what to do. Never answered with a guess. The run ends
+    with this verdict even if the code swallows the error.
     """
+
+    raised: ClassVar[list[NotModelled]] = []
+    """Every one of this run, for the verdict."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.raised.append(self)
 
 
 class MalformedSchedule(SimulationError):
