@@ -1,4 +1,4 @@
-"""The relay as a whole: turn by turn in a world, and with threads on memory:// and SQLite."""
+"""The relay as a whole: turn by turn in a world, and with threads on memory:// and SQLite. See also test_relay_stop."""
 
 from __future__ import annotations
 
@@ -306,18 +306,6 @@ def test_rule_03_every_row_is_confirmed_although_its_parts_are_published_apart(b
         rows = connection.execute(text("select confirmed_s, confirmed_parts from txbus_ledger")).all()
     assert len(rows) == 10 and all(row.confirmed_s is not None for row in rows)
     assert any("," in (row.confirmed_parts or "") for row in rows)
-
-
-def test_a_relay_stops_while_it_waits(engine: Engine) -> None:
-    """stop() returns as soon as the poll is woken, and may be called again."""
-    bus, events = open_bus(engine, "stops", poll_s=10 * LONG_S, lease_s=40 * LONG_S, stop_timeout_s=20 * LONG_S)
-    with bus:
-        relay = bus.opened.start_relay()
-        assert relay.wait_quiet(LONG_S)
-        relay.stop(LONG_S)  # an alarm says so if it takes longer
-        relay.stop(LONG_S)
-        assert not relay.health().running and relay.wait_quiet(0.0) is False
-    assert not any(isinstance(event, Alarm) for event in events)
 
 
 def test_the_survey_reads_what_no_relay_has_settled(bus: Bus) -> None:
