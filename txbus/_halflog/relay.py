@@ -52,7 +52,8 @@ class RelayBudget:
 @dataclass(frozen=True, slots=True)
 class RelayHealth:
     """``oldest_s``: age of the oldest undecided half that this relay knows of. ``records_read``: of
-    the half log, since the take-over of each partition that it owns."""
+    the half log, since the take-over of each partition that it owns. ``last_error``: what went wrong
+    last with the broker; empty after a turn that went well."""
 
     running: bool
     partitions: tuple[int, ...]
@@ -112,6 +113,8 @@ class Relay:
         self._failures = 0
         self._busy = False
         self._last_error = ""
+        self._trouble = ""
+        """What went wrong in this turn without ending it."""
         self._alarmed_at_s = self._surveyed_at_s = float("-inf")
         self._health = RelayHealth(False, (), 0, 0, 0.0, 0, "")
         self._more = False
@@ -192,8 +195,10 @@ class Relay:
         try:
             if self._receiver is None:
                 self._connect()
+            self._trouble = ""
             self._poll()
             self._failures = 0
+            self._show_error(self._trouble)
             return 0.0
         except Exception as exc:
             self._failures += 1
@@ -203,6 +208,12 @@ class Relay:
             first, cap = self._budget.reconnect_s
             wait_s = min(cap, first * 2.0 ** min(self._failures - 1, 30))
             return wait_s * (0.5 + 0.5 * self._ports.entropy.uniform())
+
+    def _show_error(self, text: str) -> None:
+        """Health is surveyed less often than there are turns, and an error that is over is none."""
+        if text != self._last_error:
+            self._last_error = text
+            self._health = replace(self._health, last_error=text)
 
     def _pause(self, seconds: float) -> None:
         with self._condition:
@@ -345,7 +356,7 @@ class Relay:
                 try:
                     questions.append(self._question(partition, half, now_s))
                 except BackendUnavailable as exc:
-                    self._last_error = f"{type(exc).__name__}: {exc}"
+                    self._trouble = f"{type(exc).__name__}: {exc}"
                     partition.index.ask_again(half)
         if questions:
             self._desk.ask(questions)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.unit.halflog.builders import COMMITTED, NEVER, TOPIC, half
 from tests.unit.halflog.ledger import ModelDatabase, Tables
 from tests.unit.halflog.world import WALL_S, Process, World
 from txbus import Bus, Topic
+from txbus._halflog.ledgerdesk import OwnChecker
 from txbus._halflog.partition import PartitionBudget
 from txbus._halflog.records import DecisionEntry, HalfEntry, encode, half_topic
 from txbus._halflog.relay import Relay, RelayBudget, relay_group
@@ -25,7 +27,7 @@ from txbus._message import Envelope, TopicPartition
 from txbus._outcome import Outcome
 from txbus._system import system_ports
 from txbus._telemetry import Alarm, CheckBack, Event, HalfParked
-from txbus.errors import ConfigurationError
+from txbus.errors import BackendUnavailable, ConfigurationError
 from txbus.stores.contract import LedgerRow
 
 LONG_S = 60.0
@@ -34,7 +36,7 @@ LONG_S = 60.0
 class Turns:
     """A service with one half partition, one database and one relay that is driven by hand."""
 
-    def __init__(self, budget: RelayBudget | None = None) -> None:
+    def __init__(self, budget: RelayBudget | None = None, checkers: Mapping[str, OwnChecker] | None = None) -> None:
         self.world = World(1, NEVER)
         self.broker = Broker(self.world)
         self.broker.create(TOPIC, 1)
@@ -50,7 +52,7 @@ class Turns:
             1,
             Connection(self.broker, self.process),
             {"one": self.database},
-            {},
+            checkers or {},
             self.world.ports(self.process),
             self.events.append,
             budget or RelayBudget(),
@@ -193,6 +195,44 @@ def test_an_unexpected_error_is_an_alarm_and_a_new_beginning(monkeypatch: pytest
     turns.world.now_s += 2.5
     turns.turn()
     assert turns.published() == ["A.0"]
+
+
+def test_the_last_error_is_gone_after_a_turn_that_went_well() -> None:
+    """It is shown from the failing turn on, and no longer than until the broker works again, although
+    health is looked at less often than that."""
+    turns = Turns(RelayBudget(survey_interval_s=3600.0))
+    turns.turn(1)
+    turns.world.chances = replace(NEVER, unavailable=1.0)
+    turns.turn(2)
+    assert turns.relay.health().last_error == "BackendUnavailable: the broker is busy"
+    turns.world.chances = NEVER
+    turns.turn(1)
+    assert turns.relay.health().last_error == ""
+
+
+def test_a_turn_that_could_not_read_a_question_again_went_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half whose payload is out of memory and cannot be read for its own checker is the last error; once
+    it can be read and is asked about, that is gone."""
+    asked: list[Envelope] = []
+
+    def own(envelope: Envelope, attempt: int) -> Outcome:
+        asked.append(envelope)
+        return COMMITTED
+
+    def away(*args: Any) -> Any:
+        raise BackendUnavailable("away")
+
+    turns = Turns(RelayBudget(partition=PartitionBudget(payload_budget_bytes=0)), {"a": own})
+    turns.store(half("A"))
+    turns.turn()
+    turns.world.now_s += 2.5
+    with monkeypatch.context() as patch:
+        patch.setattr(turns.relay._log, "read", away)
+        turns.turn(1)
+        assert turns.relay.health().last_error == "BackendUnavailable: away" and asked == []
+    turns.world.now_s += 2.5
+    turns.turn(2)
+    assert turns.relay.health().last_error == "" and len(asked) == 1
 
 
 def test_rule_09_a_relay_without_databases_is_refused() -> None:
