@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import txbus
-from tests.unit.cli.conftest import TXBUS, Invoke, python
+from tests.integration.cli.conftest import TXBUS, Invoke, python
 from tests.unit.test_registry import distribution
 
 PLUGIN = """

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.unit.cli.conftest import App, Invoke
-from tests.unit.cli.halves import ledger, write_damaged, write_half, write_ledger, write_wide_half
-from tests.unit.cli.test_run import PATIENCE_S, running
+from tests.integration.cli.conftest import App, Invoke
+from tests.integration.cli.halves import ledger, write_damaged, write_half, write_ledger, write_wide_half
+from tests.integration.cli.test_run import PATIENCE_S, running
 from txbus import Outcome
 
 

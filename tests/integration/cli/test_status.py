@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.cli.conftest import App, Invoke
-from tests.unit.cli.halves import write_half
-from tests.unit.cli.test_run import place
+from tests.integration.cli.conftest import App, Invoke
+from tests.integration.cli.halves import write_half
+from tests.integration.cli.test_run import place
 
 DEAD = """
 @bus.on(placed, scope="audit", database=None)

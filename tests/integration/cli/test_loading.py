@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.cli.conftest import App, Invoke
+from tests.integration.cli.conftest import App, Invoke
 from txbus.cli._loading import load_bus
 from txbus.errors import ConfigurationError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.cli.conftest import App
+from tests.integration.cli.conftest import App
 from txbus import Bus, Envelope, Outcome
 from txbus._halflog.records import HalfEntry, encode, half_partition, half_topic, split
 from txbus._halves import Half, HalfId

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.unit.cli.conftest import Invoke, python
+from tests.integration.cli.conftest import Invoke, python
 from tests.unit.test_registry import PLUGIN, distribution
 
 RUN = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 
-from tests.unit.cli.conftest import App, Invoke
+from tests.integration.cli.conftest import App, Invoke
 
 
 def test_verify_finds_missing_tables_and_create_makes_them(app: App, invoke: Invoke) -> None:

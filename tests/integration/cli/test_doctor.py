@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import txbus
-from tests.unit.cli.conftest import Invoke, python
+from tests.integration.cli.conftest import Invoke, python
 from tests.unit.test_registry import distribution
 
 DOCTOR = "from txbus.cli.main import main\nsys.exit(main(['doctor', '--json']))"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.conftest import App, Invoke, start
+from tests.integration.cli.conftest import App, Invoke, start
 from txbus.cli._loading import load_bus
 
 PATIENCE_S = 60.0

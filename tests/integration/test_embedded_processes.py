@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.embeddedworker import one, opened
 from tests.unit.embedded.station import texts
-from tests.unit.embedded.worker import one, opened
 from txbus.errors import BackendUnavailable
 from txbus.spi import Backend, Envelope, Log, Received, Subscription, TopicSpec
 
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[2]
 _WAIT_S = 90.0
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.unit.embedded.worker", *arguments],
+        [sys.executable, "-m", "tests.integration.embeddedworker", *arguments],
         cwd=_ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.conftest import Invoke
+from tests.integration.cli.conftest import Invoke
 from txbus.examples.shop.orderfile import sample_path
 
 HEADER_ONLY = "order,when\n"
