@@ -33,10 +33,14 @@ __all__ = [
     "ProcessStarted",
     "Read",
     "Record",
+    "RowChange",
     "Settled",
+    "SqlValue",
     "Stored",
     "Visible",
 ]
+
+SqlValue: TypeAlias = int | float | str | bytes | None
 
 
 class Point(NamedTuple):
@@ -98,10 +102,22 @@ class Logged:
 # databases
 
 
+class RowChange(NamedTuple):
+    """One row before and after a local transaction, column by column; None: there was, or is, none.
+
+    ``table`` as it is named in the database, txbus's own tables included. Values as SQLite has them.
+    """
+
+    table: str
+    before: Mapping[str, SqlValue] | None
+    after: Mapping[str, SqlValue] | None
+
+
 @dataclass(frozen=True, slots=True)
 class LocalCommitted:
     """A local transaction became durable. ``changed``: rows changed by its statements, by table;
-    ``answered``: the process saw the answer."""
+    ``answered``: the process saw the answer. ``rows``: what became of each row, in the order in which
+    they were first touched; None where that was not noted."""
 
     at_ns: int
     process: str
@@ -109,6 +125,7 @@ class LocalCommitted:
     connection: int
     changed: Mapping[str, int]
     answered: bool = True
+    rows: tuple[RowChange, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +274,8 @@ class PositionCommitted:
 @dataclass(frozen=True, slots=True)
 class Intended:
     """The application handed a message to a transactional send (``tx.send``, ``delivery.send``) or
-    to a plain one. ``tx_id`` is the local transaction's id in the ledger, "" for a plain send."""
+    to a plain one. ``tx_id`` is the local transaction's id in the ledger, "" for a plain send;
+    ``attempt`` the one under this id, 0 where nobody noted it."""
 
     at_ns: int
     process: str
@@ -266,6 +284,7 @@ class Intended:
     topic: str
     message_id: str
     key: str | None
+    attempt: int = 0
 
 
 Record: TypeAlias = (
