@@ -67,6 +67,9 @@ class Bench:
     def end(self, transaction_id: str, outcome: Outcome) -> None:
         self.broker.end(transaction_id, outcome, "p", self.now_ns)
 
+    def answer(self, question: Question, outcome: Outcome) -> None:
+        self.broker.end(question.transaction_id, outcome, "p", self.now_ns, round=question.round)
+
     def producer(self, *topics: str, checker: bool = True, process: str = "p") -> Producer:
         producer = Producer(process, frozenset(topics or ("half",)), checker)
         self.broker.register(producer, self.now_ns)
@@ -344,50 +347,53 @@ def test_rescue_is_not_idempotent(bench: Bench) -> None:
     bench.wait(3)
     assert [one.round for one in producer.questions] == [1, 1]
     for one in producer.questions:
-        bench.end(one.transaction_id, COMMITTED)
+        bench.answer(one, COMMITTED)
     bench.wait(10)
     assert bench.bodies("half") == ["late", "late"] and len(producer.questions) == 2
 
 
-@shows("outcome-marks-newest")
-def test_a_commit_during_a_check_settles_the_newest_record(bench: Bench) -> None:
-    """While its question is unanswered, commit() marks the record that was asked about: the checks stop.
-    The answer that comes then marks the first record: a second delivery."""
-    producer, half = bench.producer(), bench.prepare()
+@shows("answer-marks-asked")
+def test_an_answer_settles_what_was_asked(bench: Bench) -> None:
+    """A timely answer ends the checks; a second one to the same question is 50001; one to a question of
+    an earlier round settles nothing that is still asked about."""
+    producer, first, second = bench.producer(), bench.prepare("first"), bench.prepare("second")
     bench.wait(4)
-    assert len(producer.questions) == 1
-    bench.end(half, COMMITTED)
-    bench.wait(10)
-    assert len(producer.questions) == 1 and len(bench.visible) == 1
-    bench.end(half, COMMITTED)
-    assert len(bench.visible) == 2
+    assert {one.transaction_id for one in producer.questions} == {first, second}
+    bench.answer(producer.questions[0], ROLLED_BACK)
+    with pytest.raises(ServerStatus) as status:
+        bench.answer(producer.questions[0], COMMITTED)
+    assert refused(status, 50001)
+    bench.wait(2)
+    assert bodies_of(producer.questions) == ["first", "second", "second"]
+    bench.answer(producer.questions[1], ROLLED_BACK)
+    bench.wait(2)
+    assert bodies_of(producer.questions) == ["first", "second", "second", "second"]
 
 
 @shows("checks-go-on", "answer-doubles", "duplicate-attempt-1")
-def test_an_outcome_after_an_answered_check_does_not_stop_the_checks(bench: Bench) -> None:
-    """commit() after a question that was answered UNKNOWN is OK and visible; it is asked about again, and
-    COMMIT delivers a second time, with attempt 1."""
+def test_an_outcome_after_the_first_round_does_not_stop_the_checks(bench: Bench) -> None:
+    """commit() after the first round is OK and visible; the half is asked about again, and a COMMIT answer
+    delivers a second time, with attempt 1."""
     producer, half = bench.producer(), bench.prepare()
     bench.wait(4)
-    bench.end(half, UNKNOWN)
     bench.end(half, COMMITTED)
     assert len(bench.visible) == 1
     bench.wait(2)
     assert [one.round for one in producer.questions] == [1, 2]
-    bench.end(half, COMMITTED)
+    bench.answer(producer.questions[1], COMMITTED)
     assert [one.attempt for one in bench.receive("half")] == [1, 1]
+    bench.wait(10)
+    assert len(producer.questions) == 2
 
 
 @shows("answer-doubles")
 def test_a_commit_answer_delivers_what_was_rolled_back(bench: Bench) -> None:
-    """rollback() after an answered round, then COMMIT from a checker: a phantom."""
-    bench.producer()
-    half = bench.prepare()
+    """rollback() after the first round, then COMMIT from a checker: a phantom."""
+    producer, half = bench.producer(), bench.prepare()
     bench.wait(4)
-    bench.end(half, UNKNOWN)
     bench.end(half, ROLLED_BACK)
     bench.wait(2)
-    bench.end(half, COMMITTED)
+    bench.answer(producer.questions[-1], COMMITTED)
     assert bench.bodies("half") == ["half"]
 
 
@@ -421,7 +427,7 @@ def test_a_killed_broker_asks_about_acknowledged_outcomes(bench: Bench) -> None:
     bench.wait(2)
     assert bodies_of(producer.questions) == ["kept", "gone"]
     for one in producer.questions:
-        bench.end(one.transaction_id, COMMITTED)
+        bench.answer(one, COMMITTED)
     assert sorted(bench.bodies("half")) == ["gone", "kept", "kept", "old"]
 
 
@@ -429,10 +435,10 @@ def test_a_killed_broker_asks_about_acknowledged_outcomes(bench: Bench) -> None:
 def test_strangers_are_asked_in_turn(bench: Bench) -> None:
     """Two processes announced the topic: each gets every other question; a stranger's word is final."""
     mine, stranger = bench.producer(process="mine"), bench.producer(process="stranger")
-    half = bench.prepare()
+    bench.prepare()
     bench.wait(8)
     assert [len(mine.questions), len(stranger.questions)] == [2, 1]
-    bench.end(half, ROLLED_BACK)
+    bench.answer(mine.questions[-1], ROLLED_BACK)
     bench.wait(10)
     assert [len(mine.questions), len(stranger.questions)] == [2, 1] and not bench.visible
 

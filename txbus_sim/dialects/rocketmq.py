@@ -149,10 +149,19 @@ class RocketmqBroker:
         check_message(message, self.topic(message.topic), self.rules, now_ns)
         return self._halves.prepare(message, process, now_ns)
 
-    def end(self, transaction_id: str, outcome: Outcome, process: str, now_ns: int, *, lost: bool = False) -> None:
+    def end(
+        self,
+        transaction_id: str,
+        outcome: Outcome,
+        process: str,
+        now_ns: int,
+        *,
+        round: int = 0,
+        lost: bool = False,
+    ) -> None:
         """`Halves.end`."""
         self._require_up(now_ns)
-        self._halves.end(transaction_id, outcome, process, now_ns, lost=lost)
+        self._halves.end(transaction_id, outcome, process, now_ns, round=round, lost=lost)
 
     def register(self, producer: Producer, now_ns: int) -> None:
         self._require_up(now_ns)

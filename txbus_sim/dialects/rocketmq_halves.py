@@ -1,7 +1,8 @@
 """RocketMQ's half messages: half and op queues, check rounds, the proxy's memory, the discard topic.
 
 A half is re-appended by every round that asks about it, so one half message is several records one
-after the other, and an outcome marks one record: that of the newest entry in the proxy's memory.
+after the other, and an outcome marks one of them: the producer's own word the first, an answer the one
+that was asked about.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Halves:
         self._message_id = message_id
         self._records: list[HalfRecord] = []
         self._marks: dict[int, int] = {}
-        self._known: dict[str, list[_Known]] = {}
+        self._known: dict[tuple[str, int], list[_Known]] = {}
         self._discarded: dict[str, HalfRecord] = {}
         self._producers: list[Producer] = []
         self._turns: dict[str, int] = {}
@@ -104,22 +105,32 @@ class Halves:
         self._note(HalfStored(now_ns, process, message.topic, record.transaction_id, self._message_id(message)))
         return record.transaction_id
 
-    def end(self, transaction_id: str, outcome: Outcome, process: str, now_ns: int, *, lost: bool = False) -> None:
-        """A producer's commit or rollback, or the answer to a question (UNKNOWN too).
+    def end(
+        self,
+        transaction_id: str,
+        outcome: Outcome,
+        process: str,
+        now_ns: int,
+        *,
+        round: int = 0,
+        lost: bool = False,
+    ) -> None:
+        """A producer's commit or rollback; with ``round`` the answer to the question of that round.
 
-        50001 if the proxy does not remember the half. ``lost``: the proxy says OK, and its one-way
-        message to the broker does not arrive.
+        50001 if the proxy does not remember it: each can be said once, within 30 s. ``lost``: the
+        proxy says OK, and its one-way message to the broker does not arrive.
         """
-        known = self._poll(transaction_id, now_ns)
-        if known is None:
+        entries = self._known.get((transaction_id, round))
+        known = entries.pop() if entries else None
+        if known is None or known.until_ns < now_ns:
             raise ServerStatus(INTERNAL, f"cannot found transaction data of {transaction_id}")
         if lost or outcome is Outcome.UNKNOWN:
             return
-        message = known.message
+        message = known.record.message
         self._note(Settled(now_ns, transaction_id, self._message_id(message), outcome))
         if outcome is Outcome.COMMITTED:
             self._publish(replace(message, transactional=False), process, now_ns)
-        self._marks[known.serial] = now_ns
+        self._marks[known.record.serial] = now_ns
 
     def _append(self, transaction_id: str, message: Message, now_ns: int, checks: int) -> HalfRecord:
         if not self._records:
@@ -130,17 +141,8 @@ class Halves:
         return record
 
     def _know(self, record: HalfRecord, now_ns: int) -> None:
-        entries = self._known.setdefault(record.transaction_id, [])
-        entries.append(_Known(record, now_ns + self._rules.proxy_memory_ns))
-
-    def _poll(self, transaction_id: str, now_ns: int) -> HalfRecord | None:
-        """Take the newest entry; those that are too old go with it."""
-        entries = self._known.get(transaction_id, [])
-        while entries:
-            entry = entries.pop()
-            if entry.until_ns >= now_ns:
-                return entry.record
-        return None
+        known = _Known(record, now_ns + self._rules.proxy_memory_ns)
+        self._known.setdefault((record.transaction_id, record.checks), []).append(known)
 
     # check rounds
 

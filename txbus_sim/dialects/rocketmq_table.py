@@ -108,14 +108,15 @@ HALVES = (
         _ASSUMED,
     ),
     Behaviour(
-        "outcome-marks-newest",
-        "An outcome marks the record that the proxy learnt last; every answer, UNKNOWN too, uses up one.",
-        "TransactionDataManager.pollNoExpireTransactionData 5.3",
+        "answer-marks-asked",
+        "An answer marks the record that the question was about; each question can be answered once, within 30 s.",
+        "AbstractTransactionalMessageCheckListener, TransactionDataManager 5.3",
         _SRC,
     ),
     Behaviour(
         "checks-go-on",
-        "commit() or rollback() after a check round was answered returns OK and does not stop the checks.",
+        "commit() or rollback() after the first check round returns OK, marks the first record and does not "
+        "stop the checks.",
         "run 5.3.3; issue 8158",
         _RUN,
     ),
