@@ -102,8 +102,7 @@ class OwnTransaction(SqlTransaction):
 
     def __init__(self, gate: Gate, statements: LocalStatements, timeout_s: float, hooks: SavepointHooks | None) -> None:
         super().__init__(gate, statements)
-        self._savepoints = None if hooks is None else SavepointStack(self, hooks)
-        self._traced = False
+        self._hooks = hooks
         self._session: Session | None = None
         self._result: CommitResult | None = None
         engine = gate.engine
@@ -190,16 +189,18 @@ class OwnTransaction(SqlTransaction):
         """
         connection = self._connection
         self._gate.flavour.before_savepoint(connection)
-        if self._savepoints is not None and not self._traced:
-            self._traced = True
-            stack = self._savepoints
+        if self._hooks is not None:
+            stack = SavepointStack(self, self._hooks)
+            self._hooks = None
             event.listen(connection, "savepoint", lambda c, name: stack.began())
             event.listen(connection, "rollback_savepoint", lambda c, name, _: stack.rolled_back(c, name))
             event.listen(connection, "release_savepoint", lambda c, name, _: stack.released(c, name))
         return Connection.begin_nested(connection)
 
     def _release(self) -> None:
-        self._connection.__dict__.pop("begin_nested", None)  # a circle of references
+        # Circles of references: the collector's work for them would cost each message some microseconds.
+        del self._connection.begin_nested
+        self._hooks = None
         try:
             if self._session is not None:
                 self._session.close()
