@@ -317,11 +317,8 @@ def test_a_dead_letter_stands_for_the_effect(shop: Shop, story: Story) -> None:
             headers = {"txbus-dead-scope": "reserve", "txbus-dead-attempts": "3", "txbus-dead-error": "app.Broken: no"}
             story.store("stock", "orders.dead.stock", f"m{number}", {"id": f"o-{number}"}, headers=headers)
         else:
-            rows: dict[str, Row] = {
-                "txbus_dead_letters": dead_letter("reserve", "m2"),
-                "txbus_inbox": inbox("reserve", "m2"),
-            }
-            story.commit("stock", "stock", inserted=rows)
+            letter = dead_letter("reserve", "m2")
+            story.commit("stock", "stock", txbus_dead_letters=letter, txbus_inbox=inbox("reserve", "m2"))
         story.position("stock", "stock.reserve", "orders", offset + 1)
     story.end("orders", "stock")
     report = story.check(*LEARNED, Attempts("reserve", 3))
@@ -405,11 +402,8 @@ def test_a_local_transaction_run_again_under_a_new_id_is_a_duplicate() -> None:
         story.send("orders", "orders", f"m{number}", {}, tx_id=f"tx{number}", attempt=1)
         if number == 2:
             story.fault(Fault.ANSWER_LOST, label="sql.commit:shop")
-        rows: dict[str, Row] = {
-            "orders": {"id": name, "customer": "c2", "cents": 700},
-            "txbus_ledger": ledger(f"tx{number}"),
-        }
-        story.commit("orders", "shop", answered=number == 3, inserted=rows)
+        order: Row = {"id": name, "customer": "c2", "cents": 700}
+        story.commit("orders", "shop", answered=number == 3, orders=order, txbus_ledger=ledger(f"tx{number}"))
         offset = story.publish("orders", "orders", f"m{number}", {"id": name, "cents": 700})
         story.deliver("stock", "stock.reserve", "orders", offset, f"m{number}")
         reservation: Row = {"n": number, "order_id": name}
