@@ -104,6 +104,24 @@ class Group:
         for number, queue in enumerate(topic.queues):
             self.place(topic.name, number).offset = len(queue)
 
+    def has_new(self, topic: Topic) -> bool:
+        """Something that was never handed over: what ends a waiting poll. A redelivery does not."""
+        return any(self._has_new(topic, number) for number in range(len(topic.queues)))
+
+    def _has_new(self, topic: Topic, number: int) -> bool:
+        place = self.place(topic.name, number)
+        if place.batch is not None and place.batch.open:
+            return False
+        return place.offset < len(topic.queues[number])
+
+    def may_pop(self, topic: Topic, now_ns: int) -> bool:
+        """Whether a `pop` now could find, or bury, anything."""
+        self._expire(now_ns)
+        if self.has_new(topic) or any(one.topic == topic.name and one.due_ns <= now_ns for one in self._again):
+            return True
+        batches = [self.place(topic.name, number).batch for number in range(len(topic.queues))]
+        return any(batch is not None and batch.open and batch.until_ns <= now_ns for batch in batches)
+
     # handing over
 
     def pop(self, topic: Topic, tags: frozenset[str] | None, most: int, invisible_ns: int, now_ns: int) -> list[Popped]:

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["Message", "MessageType", "Rules", "ServerStatus", "Stored", "Topic", "check_message", "queue_of_group"]
+__all__ = [
+    "RESERVED",
+    "Message",
+    "MessageType",
+    "Rules",
+    "ServerStatus",
+    "Stored",
+    "Topic",
+    "check_message",
+    "queue_of_group",
+]
 
 _S = 1_000_000_000
 
@@ -128,7 +138,7 @@ class Topic:
 
 
 # A part of MessageConst.STRING_HASH_SET: the names of the server that somebody might choose.
-_RESERVED = frozenset(
+RESERVED = frozenset(
     (
         "KEYS",
         "TAGS",
@@ -196,7 +206,7 @@ def _check_properties(properties: Mapping[str, str], rules: Rules) -> None:
         raise ServerStatus(PROPERTIES_TOO_LARGE, f"{len(properties)} properties, at most {rules.properties_max}")
     size = 0
     for name, value in properties.items():
-        if name in _RESERVED:
+        if name in RESERVED:
             raise ServerStatus(ILLEGAL_PROPERTY, f"property {name!r} is the server's own")
         if not name or _controls(name) or _controls(value):
             raise ServerStatus(
