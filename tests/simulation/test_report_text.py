@@ -1,0 +1,299 @@
+"""The text report of a failing run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.simulation import report_story as story
+from txbus.spi import Outcome
+from txbus_sim import history as h
+from txbus_sim._lines import cells
+from txbus_sim._timeline import focus, timeline
+from txbus_sim.faults import Fault
+from txbus_sim.history import History, Record
+from txbus_sim.report import Told, render_failure
+from txbus_sim.result import RunResult, Verdict, VerdictKind
+from txbus_sim.schedule import Address, Deviation, Schedule
+
+GOLDEN = Path(__file__).with_name("report_lost.txt")
+PART = (
+    "BROKEN no-loss",
+    "The shortest schedule",
+    "Each deviation is needed",
+    "Timeline",
+    "Log of orders",
+    "Details",
+    "This verdict rests on",
+    "To pin it, commit",
+    "To run it again",
+)
+
+
+def lost() -> tuple[RunResult, Told]:
+    """The run that loses a message, with the proof that its one fault is needed."""
+    result = story.run(story.LOST)
+    (deviation,) = result.schedule
+    without = story.run()
+    assert without.verdict is None
+    return result, Told((story.Need(deviation, Schedule()),), Path("tests/schedules/lost.sched"))
+
+
+def failed(*records: Record, verdict: Verdict | None = None) -> RunResult:
+    """A failing run of a history written by hand."""
+    history = History()
+    for record in records:
+        history.add(record)
+    return RunResult(Schedule(), verdict or Verdict(VerdictKind.PROPERTY, "no-loss", "it is lost"), history)
+
+
+def shown(*records: Record, verdict: Verdict | None = None, width: int = 160) -> str:
+    return render_failure(failed(*records, verdict=verdict), width=width)
+
+
+def test_same_run_gives_the_same_text_to_the_letter() -> None:
+    """The whole report is the one on file. After a change that is meant: write it anew with
+    ``python -m tests.simulation.report_story``, and read the difference."""
+    assert story.report() == GOLDEN.read_text("utf-8")
+
+
+def test_parts_stand_in_their_order() -> None:
+    """First what failed, then how to get there, last what to do with it."""
+    result, told = lost()
+    text = render_failure(result, told)
+    places = [text.index(part) for part in PART]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160, 220])
+def test_no_line_is_wider_than_asked(width: int) -> None:
+    """With lanes or without them, every line fits (what is copied, source and schedules, is short here)."""
+    result, told = lost()
+    assert max(map(cells, render_failure(result, told, width=width).splitlines())) <= width
+
+
+def test_wide_characters_count_twice() -> None:
+    """A log line in Chinese is broken where a terminal is full."""
+    text = shown(h.ProcessStarted(0, "p"), h.Logged(0, "p", "INFO", "shop", "订单" * 40), width=60)
+    assert max(map(cells, text.splitlines())) <= 60
+    assert text.count("订单") >= 38
+
+
+def test_own_assertion_is_shown_with_its_source(tmp_path: Path) -> None:
+    """The user's assertion comes first: the file and line, and the whole statement there."""
+    file = tmp_path / "test_shop.py"
+    file.write_text("def check():\n    x = 1\n    assert (\n        x == 2\n    ), 'books'\n")
+    verdict = Verdict(VerdictKind.ASSERTION, "books", "books: 1 is not 2", site=f"{file}:4")
+    text = shown(verdict=verdict)
+    assert text.splitlines()[:6] == [
+        "ASSERTION: books: 1 is not 2",
+        "",
+        f"  {file}:4",
+        "       3 | assert (",
+        "  >    4 |     x == 2",
+        "       5 | ), 'books'",
+    ]
+
+
+def test_source_that_is_gone_leaves_its_place() -> None:
+    """A file that cannot be read is named all the same."""
+    verdict = Verdict(VerdictKind.ASSERTION, "books", "books", site="/nowhere/shop.py:12")
+    assert "  /nowhere/shop.py:12\n" in shown(verdict=verdict)
+
+
+def test_stuck_says_who_waits_for_what(tmp_path: Path) -> None:
+    """Each waiting thread has its line, and under it the source line where it stands."""
+    file = tmp_path / "shop.py"
+    file.write_text("import threading\nwith stock_lock:\n    pass\n")
+    detail = f"orders:main waits for Lock stock, held by orders:worker at {file}:2"
+    verdict = Verdict(VerdictKind.STUCK, "deadlock", "2 threads wait for one another for ever", (detail,))
+    lines = shown(verdict=verdict).splitlines()
+    place = lines.index("  orders:main waits for Lock stock, held by orders:worker")
+    assert lines[place + 1] == f"      at {file}:2: with stock_lock:"
+    assert lines.index("Who waits for what") < place
+    assert "Details" not in lines
+
+
+def test_crash_tells_what_was_durable_and_what_was_lost() -> None:
+    """At a crash: what this incarnation had committed, and what died with it, from the history alone."""
+    text = shown(
+        h.ProcessStarted(0, "orders"),
+        h.LocalCommitted(1, "orders", "shop", 1, {"orders": 2, "txbus_ledger": 1}),
+        h.Stored(2, "orders", "txbus.half.shop", 0, 0, "m1", None, "tx-1"),
+        h.Delivered(3, "orders", "g", "replies", 0, 5, "r1", 1),
+        h.Delivered(3, "orders", "g", "replies", 0, 6, "r2", 1),
+        h.PositionCommitted(4, "orders", "g", "replies", 0, 6),
+        h.FaultHappened(5, Address("orders", "sql.commit:shop", 2), Fault.CRASH_BEFORE),
+        h.ProcessEnded(5, "orders", "crashed"),
+        h.LocalRolledBack(5, "orders", "shop", 1, "crash"),
+    )
+    words = " ".join(text.replace("│", " ").split())
+    assert "durable: 2 rows of shop.orders; 1 row of shop.txbus_ledger 0.0000 s" in words
+    lost = (
+        "LOST: its memory; what it had not committed to shop; the end of broker transaction tx-1 with "
+        "1 record in txbus.half.shop; the handling of r2, to be delivered again"
+    )
+    assert lost in words
+    assert "LOST what orders had not committed (crash)" in words
+
+
+def test_what_a_broker_transaction_committed_is_not_lost() -> None:
+    """A producer's records count as durable once its broker transaction was committed."""
+    text = shown(
+        h.ProcessStarted(0, "relay"),
+        h.Stored(1, "relay", "orders", 0, 0, "m1", None, "tx-1"),
+        h.BrokerTransactionEnded(2, "tx-1", 0, True, "relay"),
+        h.ProcessEnded(3, "relay", "crashed"),
+    )
+    assert "durable: 1 record in orders" in text
+    assert "the end of broker transaction" not in text
+
+
+def test_record_of_every_kind_has_its_words() -> None:
+    """Whatever a history can hold is told in its column, or left out on purpose (reads, logs)."""
+    text = shown(
+        h.ProcessStarted(0, "p"),
+        h.Intended(1, "p", "shop", "t1", "orders", "m1", None),
+        h.LocalCommitted(2, "p", "shop", 1, {}, answered=False),
+        h.LocalRolledBack(3, "p", "shop", 1, "dropped"),
+        h.LocalRolledBack(3, "p", "shop", 1, "asked"),
+        h.Stored(4, "p", "orders", 1, 7, "m1", "k", "tx-1"),
+        h.Visible(5, "orders", 1, 7, "m1", "k", b"{}"),
+        h.BrokerTransactionEnded(6, "tx-1", 3, False, "broker"),
+        h.HalfStored(7, "p", "orders", "h1", "m2"),
+        h.Checked(8, "p", "h1", "m2", 2, None),
+        h.Checked(9, "p", "h1", "m2", 3, Outcome.COMMITTED),
+        h.Settled(10, "h1", "m2", Outcome.ROLLED_BACK),
+        h.Settled(11, "h2", "m3", Outcome.UNKNOWN, discarded=True),
+        h.Read(12, "p", "orders", 1, 0, (7,), 8),
+        h.Delivered(13, "p", "g", "orders", 1, 7, "m1", 2),
+        h.Acknowledged(14, "p", "g", "orders", 1, 7, "m1"),
+        h.PositionCommitted(15, "p", "g", "orders", 1, 8),
+        h.ProcessEnded(16, "p", "raised", "ValueError: no"),
+        h.ProcessStarted(17, "p+1"),
+        h.ProcessEnded(18, "p+1", "over"),
+    )
+    rows = [line[14:].replace("│", "").strip() for line in text.splitlines() if re.match(r" +[0-9.]+ s  ", line)]
+    assert rows == [
+        "● starts",
+        "→ m1 for orders",
+        "p committed nothing, the answer is lost",
+        "LOST what p had not committed (dropped)",
+        "orders/1@7 stored m1 in a broker transaction",
+        "orders/1@7 visible m1",
+        "tx-1 ABORTED by broker",
+        "half m2 for orders stored",
+        "check 2 of m2: no answer",
+        "check 3 of m2: COMMITTED",
+        "half m2 settled ROLLED_BACK",
+        "half m3 settled given up",
+        "← m1 (orders/1@7, attempt 2)",
+        "✓ m1 acknowledged",
+        "g is at orders/1@8",
+        "■ raised: ValueError: no",
+        "● starts anew as p+1",
+    ]
+
+
+def test_lane_is_drawn_while_its_process_lives() -> None:
+    """Between a crash and the next start a process has no lane."""
+    text = shown(
+        h.ProcessStarted(0, "orders"),
+        h.ProcessEnded(1, "orders", "crashed"),
+        h.LocalCommitted(2, "other", "shop", 1, {"a": 1}),
+        h.ProcessStarted(3, "orders+1"),
+        h.LocalCommitted(4, "orders+1", "shop", 1, {"b": 1}),
+    )
+    rows = [line[14] for line in text.splitlines() if " committed " in line]
+    assert rows == [" ", "│"]
+
+
+def test_long_timeline_keeps_faults_and_the_message_accused() -> None:
+    """What is cut is counted; the fault, the lives and the message that the verdict names stay."""
+    records: list[Record] = [h.ProcessStarted(0, "p")]
+    records += [h.Visible(at, "orders", 0, at, f"m{at}", None, b"") for at in range(1, 500)]
+    records.insert(250, h.FaultHappened(250, Address("p", "broker.send:orders", 3), Fault.ANSWER_LOST))
+    verdict = Verdict(VerdictKind.PROPERTY, "no-loss", "message m77 is lost.")
+    text = render_failure(failed(*records, verdict=verdict), rows_max=20)
+    told = [line for line in text.splitlines() if re.match(r" +[0-9.]+ s  ", line)]
+    assert len(told) == 20
+    assert any("visible m77" in line for line in told)
+    assert not any("visible m78" in line for line in told)
+    assert any("✗ answer-lost" in line for line in told)
+    missing = sum(int(number) for number in re.findall(r"⋮  (\d+) other record", text))
+    assert missing + len(told) == len(records)
+
+
+def test_short_timeline_is_not_cut() -> None:
+    """What fits is shown as it is."""
+    whole = timeline(story.run(story.LOST).history)
+    assert focus(whole, (), 200) is whole
+
+
+def test_every_point_is_shown_when_asked() -> None:
+    """With every point, no operation is left out."""
+    history = story.run(story.LOST).history
+    whole = timeline(history, every_point=True)
+    assert sum(row.operations for row in whole.rows) == 0
+    steps = [row for row in whole.rows if row.cell is not None and "#" in row.cell.text and "✗" not in row.cell.text]
+    assert len(steps) == len(history.points())
+    some = timeline(history)
+    assert sum(row.operations for row in some.rows) + 3 == len(history.points())
+
+
+def test_logs_keep_the_last_lines_and_count_the_others() -> None:
+    """Of each process the last lines, with how many came before; lines of a traceback stay together."""
+    records = [h.ProcessStarted(0, "p"), h.ProcessStarted(0, "p+1")]
+    logged = [h.Logged(n, "p+1", "ERROR", "shop", f"line {n}\nat {n}") for n in range(30)]
+    text = render_failure(failed(*records, *logged), logs_max=3)
+    begin = text.index("Log of p")
+    assert text[begin:].splitlines() == [
+        "Log of p",
+        "           ⋮  27 earlier lines",
+        "    0.0000 s  p+1 ERROR shop: line 27",
+        "                at 27",
+        "    0.0000 s  p+1 ERROR shop: line 28",
+        "                at 28",
+        "    0.0000 s  p+1 ERROR shop: line 29",
+        "                at 29",
+    ]
+
+
+def test_terminal_is_not_obeyed() -> None:
+    """What a payload or a log holds cannot clear the screen, nor turn the reading direction."""
+    evil = "\x1b[2J\r\u202egnp"
+    text = shown(
+        h.ProcessStarted(0, "p"),
+        h.Logged(0, "p", "INFO", evil, evil),
+        h.Visible(0, "orders", 0, 0, evil, None, b""),
+        verdict=Verdict(VerdictKind.PROPERTY, "no-loss", evil, (evil,), "", (evil,)),
+    )
+    assert not set(text) & {"\x1b", "\r", "\u202e"}
+    assert "\\x1b[2J" in text
+
+
+def test_colours_only_where_asked() -> None:
+    """Without colours the same text; with them nothing but codes is added."""
+    result, told = lost()
+    plain = render_failure(result, told)
+    coloured = render_failure(result, told, colour=True)
+    assert "\x1b[" not in plain
+    assert "\x1b[1;31m" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+
+
+def test_deviation_that_changes_the_failure_says_so() -> None:
+    """Where the run without a deviation fails in another way, that way is named."""
+    deviation = Deviation.parse("p/a#1 crash-before")
+    other = Verdict(VerdictKind.STUCK, "stuck", "nothing can go on")
+    need = story.Need(deviation, Schedule.of([Deviation.parse("p/b#1 fail")]), other)
+    text = render_failure(failed(), Told((need,)))
+    assert "without p/a#1 crash-before (1 other): fails in another way, STUCK: nothing can go on" in text
+
+
+def test_run_that_passed_has_no_report() -> None:
+    """A report of a run that passed is a mistake of the caller."""
+    with pytest.raises(AssertionError, match="passed"):
+        render_failure(story.run())
