@@ -45,6 +45,8 @@ def duplicate(evidence: Evidence, given: Given) -> Finding:
 
 def _of_repeat(evidence: Evidence, repeat: Repeat, found: Finding) -> None:
     """A commit whose answer was lost stands; whoever sends the same again under a new id doubles it."""
+    if all(row.event.commit.answered for rows in evidence.ledger.values() for row in rows):
+        return
     said: dict[str, dict[str, tuple[Message, Intended, int, Ledgered]]] = defaultdict(dict)
     for message in evidence.messages.get(repeat.topic, ()):
         rest = without(message, repeat.identity)

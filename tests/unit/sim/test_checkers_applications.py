@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +95,30 @@ def test_a_declared_effect_is_asked_of_every_message() -> None:
     story.end("orders", "stock")
     assert story.accused(Effect("orders", "id", "stock.reservations", "order_id")) == ["effect-exactly-once"]
     assert story.accused(Effect("orders", "id", "stock.reservations", "order_id", strict=False)) == []
+
+
+_SAY = """
+from tests.unit.sim import checkers_applications as apps
+from tests.unit.sim.checkers_story import learned
+expected = learned(apps.play(apps.with_half_messages, apps.without_an_inbox).story)
+print(expected)
+for at in range(1, 60):
+    print(apps.play(apps.believing_all, apps.remembering, at, fails=at % 2 == 0).story.check(*expected))
+"""
+
+
+def test_verdicts_do_not_depend_on_the_order_of_hashes() -> None:
+    """The same words in the same order, whatever PYTHONHASHSEED is."""
+    root = Path(__file__).parents[3]
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", _SAY],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1] and said[0].count("effect-exactly-once") > 5
