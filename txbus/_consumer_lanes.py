@@ -66,6 +66,7 @@ class Lanes:
         self._held: list[tuple[float, int, Lane]] = []
         self._order = 0
         self._gains = 0
+        self._latest: Share | None = None
 
     @property
     def ready(self) -> int:
@@ -105,7 +106,15 @@ class Lanes:
     def add(self, received: Received) -> None:
         """Queue a record behind those of its key, or by itself if it has none."""
         position = received.position
-        share = self.shares.get(position.where) or self.gain(position.where)
+        share = self._latest
+        # A poll brings the records of a partition one after the other.
+        if (
+            share is None
+            or share.lost
+            or share.where.partition != position.partition
+            or share.where.topic != position.topic
+        ):
+            share = self._latest = self.shares.get(position.where) or self.gain(position.where)
         key = received.envelope.key
         lane = share.lanes.get(key) if key is not None else None
         if lane is None:
@@ -114,7 +123,8 @@ class Lanes:
                 share.lanes[key] = lane
             self._ready.append(lane)
         lane.works.append(Work(received, share, lane))
-        share.end = max(share.end, position.offset + 1)
+        if position.offset >= share.end:
+            share.end = position.offset + 1
         share.unfinished += 1
         self.unfinished += 1
 

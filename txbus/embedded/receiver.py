@@ -151,23 +151,36 @@ class EmbeddedReceiver:
         """By partition, without what was sought away or finished; and the partitions not owned."""
         done: dict[TopicPartition, _Done] = {}
         lost: set[TopicPartition] = set()
+        # What was delivered together shares a handle, and mostly comes back together.
+        latest: object = None
+        entry: _Done | None = None
         for one in received:
-            where = one.position.where
-            part = self._part_of(one)
-            if part is None:
-                lost.add(where)
-                done.pop(where, None)
-            elif where not in lost:
-                entry = done.setdefault(where, _Done(part))
-                handle = one.handle
-                assert isinstance(handle, Handle)
-                if handle.run != part.run:
-                    continue
-                if handle.redelivery is None:
-                    entry.offsets.add(one.position.offset)
-                elif handle.redelivery in part.redelivering:
-                    entry.redeliveries.add(handle.redelivery)
+            handle = one.handle
+            if handle is not latest or entry is None:
+                latest, entry = handle, self._entry_of(one, done, lost)
+            if entry is None:
+                continue
+            assert isinstance(handle, Handle)
+            if handle.redelivery is None:
+                entry.offsets.add(one.position.offset)
+            elif handle.redelivery in entry.part.redelivering:
+                entry.redeliveries.add(handle.redelivery)
         return done, lost
+
+    def _entry_of(
+        self, received: Received, done: dict[TopicPartition, _Done], lost: set[TopicPartition]
+    ) -> _Done | None:
+        """Where an acknowledgement is noted; None if it is of no use, or its partition is lost."""
+        where = received.position.where
+        part = self._part_of(received)
+        if part is None:
+            lost.add(where)
+            done.pop(where, None)
+        if part is None or where in lost:
+            return None
+        entry = done.setdefault(where, _Done(part))
+        assert isinstance(received.handle, Handle)
+        return entry if received.handle.run == part.run else None
 
     def _part_of(self, received: Received) -> Owned | None:
         """The owned partition that a delivery belongs to; None if it is not owned any more."""

@@ -25,6 +25,8 @@ _DUE = (
     "WHERE partition = ? AND deliver_at <= ? ORDER BY deliver_at, id LIMIT ?"
 )
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+# Without looking for blanks around it, because `_ENCODE` writes none.
+_DECODE = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,14 @@ def move_due(writer: RecordWriter, partition_ids: tuple[int, ...], now_s: float,
 def fetch(connection: sqlite3.Connection, partition_id: int, offset: int, count_max: int, bytes_max: int) -> list[Row]:
     """Rows of a partition from an offset on: (offset, *COLUMNS). At least one row if there is one."""
     cursor = connection.execute(
-        f"SELECT id, {COLUMNS} FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
+        f"SELECT id & {_OFFSET_MASK}, {COLUMNS} FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
         (record_id(partition_id, offset), record_id(partition_id + 1, 0), count_max),
     )
     rows: list[Row] = []
     size = 0
     try:
         for row in cursor:
-            rows.append((row[0] & _OFFSET_MASK, *row[1:]))
+            rows.append(row)
             size += len(row[3]) + len(row[2])
             if size >= bytes_max:
                 break
@@ -171,7 +173,7 @@ def received_of(where: TopicPartition, row: Row, attempt: int, handle: object) -
     """A row (offset, *COLUMNS) as it is handed over."""
     offset, key, headers, payload, tag, deliver_at_s, stored_at_s = row
     return Received(
-        envelope=Envelope(where.topic, payload, key, json.loads(headers), tag, deliver_at_s),
+        envelope=Envelope(where.topic, payload, key, _DECODE(headers)[0], tag, deliver_at_s),
         position=Position(where.topic, where.partition, offset),
         attempt=attempt,
         stored_at_s=stored_at_s,
