@@ -26,7 +26,7 @@ class SimKafkaPlugin:
         return None if importlib.util.find_spec("greenlet") is not None else "greenlet"
 
     def capabilities(self, kind: TopicKind = TopicKind.PLAIN) -> Capabilities:
-        from txbus_sim._kafka import CAPABILITIES
+        from txbus_sim._kafka.capabilities import CAPABILITIES
 
         return CAPABILITIES
 
@@ -34,7 +34,7 @@ class SimKafkaPlugin:
         """No I/O. `SettingsError` for an option: there are none; `NotModelled` for one of Kafka's client.
 
         ``ports`` are not used: a backend in a simulated process lives in the world's time."""
-        from txbus_sim._kafka import SimKafkaBackend
+        from txbus_sim._kafka.backend import SimKafkaBackend
         from txbus_sim.errors import NotModelled
 
         for name in url.options:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from txbus.conformance import Case, Harness, Result
 from txbus.spi import Backend
-from txbus_sim._kafka import KafkaServer, SimKafkaBackend
+from txbus_sim._kafka.backend import SimKafkaBackend
+from txbus_sim._kafka.server import KafkaServer
 from txbus_sim._ports import world_ports
 from txbus_sim._world import Limits, Process, ProcessSpec, StopReason, World
 from txbus_sim.faults import Faults

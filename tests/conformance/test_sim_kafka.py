@@ -13,7 +13,7 @@ from txbus.conformance import Case, Status
 from txbus.conformance._suite import registered
 from txbus.spi import Capability
 from txbus.stores.contract import Database
-from txbus_sim._kafka import CAPABILITIES
+from txbus_sim._kafka.capabilities import CAPABILITIES
 
 
 @pytest.mark.parametrize("case", registered(), ids=lambda case: case.name)

@@ -1,6 +1,1 @@
-"""A Kafka cluster for simulated processes: `KafkaServer` in a world, and the backend of `sim+kafka://`."""
-
-from txbus_sim._kafka.backend import SimKafkaBackend
-from txbus_sim._kafka.server import CAPABILITIES, KafkaServer
-
-__all__ = ["CAPABILITIES", "KafkaServer", "SimKafkaBackend"]
+"""A Kafka cluster for simulated processes: `server.KafkaServer` in a world, the backend of `sim+kafka://`."""

@@ -19,10 +19,11 @@ from txbus.spi import (
     TopicKind,
 )
 from txbus_sim._kafka.broker_transactions import SimBrokerTransactions
+from txbus_sim._kafka.capabilities import CAPABILITIES
 from txbus_sim._kafka.log import SimAdmin, SimLog
 from txbus_sim._kafka.receiver import SimReceiver
 from txbus_sim._kafka.sender import SimSender
-from txbus_sim._kafka.server import CAPABILITIES, KafkaServer, server_of
+from txbus_sim._kafka.server import KafkaServer, server_of
 from txbus_sim._network import request
 from txbus_sim._world import Process, current_process
 

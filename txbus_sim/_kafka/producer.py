@@ -18,7 +18,8 @@ from txbus.errors import (
     TxbusError,
 )
 from txbus.spi import Envelope, Receipt, TopicPartition
-from txbus_sim._kafka.server import CAPABILITIES, KafkaServer, here, later
+from txbus_sim._kafka.capabilities import CAPABILITIES
+from txbus_sim._kafka.server import KafkaServer, here, later
 from txbus_sim._world import Process, Strand, Wait, current_strand
 from txbus_sim.dialects.kafka import Cluster, Code, Message, Owner, Producer, Refusal
 from txbus_sim.faults import Fault

@@ -5,35 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
-from txbus.spi import Capabilities, Capability, Envelope, Limits, TopicKind, TopicPartition
+from txbus.spi import Capabilities, Envelope, TopicKind, TopicPartition
+from txbus_sim._kafka.capabilities import CAPABILITIES
 from txbus_sim._world import Process, World
 from txbus_sim.dialects.kafka import Cluster, ClusterOptions, Entry
 from txbus_sim.errors import NotModelled
 from txbus_sim.history import BrokerTransactionEnded, PositionCommitted, Stored, Visible
 
-__all__ = ["CAPABILITIES", "SERVICE", "KafkaServer", "here", "later", "server_of"]
+__all__ = ["SERVICE", "KafkaServer", "here", "later", "server_of"]
 
 T = TypeVar("T")
 SERVICE = "kafka"
 _LATENCY_NS = 500_000
-
-CAPABILITIES = Capabilities(
-    native=frozenset(
-        {
-            Capability.DURABLE_SEND,
-            Capability.ORDER_BY_KEY,
-            Capability.SINGLE_OWNER,
-            Capability.BROKER_TRANSACTION,
-            Capability.POSITIONS_IN_BROKER_TRANSACTION,
-            Capability.LOG,
-            Capability.REPLAY_BY_POSITION,
-            Capability.REPLAY_BY_TIME,
-        }
-    ),
-    # The broker's limit of a batch is 1,048,588 bytes; the rest is for the key and Kafka's own.
-    limits=Limits(payload_bytes_max=1_000_000, headers_bytes_max=32_768, delay_s_max=None, partitions_max=None),
-)
-"""Those of the backend of a real Kafka; for every kind of topic."""
 
 
 class Follower(Protocol):
@@ -59,11 +42,10 @@ class Follower(Protocol):
 class KafkaServer:
     """A cluster of three brokers; make one for each run, it puts itself in the world's services.
 
-    ``url`` is for the processes of the run. Before the run `create_topic`; in calm weather `heal`.
+    ``url`` is for the processes of the run. Before the run `begin`; in calm weather `heal`.
     """
 
     url = "sim+kafka://cluster"
-    capabilities = CAPABILITIES
 
     def __init__(self, world: World, options: ClusterOptions | None = None) -> None:
         self.world = world
@@ -82,6 +64,11 @@ class KafkaServer:
     def create_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
         """As an administrator would, before anybody starts. Refused if it exists."""
         self.ask(lambda cluster: cluster.create_topic(name, partitions, settings))
+
+    def begin(self, topics: Mapping[str, int]) -> None:
+        """The topics, with their partitions, that exist before the first process starts."""
+        for name, partitions in topics.items():
+            self.create_topic(name, partitions)
 
     def heal(self) -> None:
         """Faults are over: every partition has its leader back at once."""
