@@ -8,6 +8,9 @@ from txbus_sim.checkers._vocabulary import Effect, Finding, Given
 
 __all__ = ["effect_exactly_once"]
 
+_DEAD_OF_BROKER = "%DLQ%"
+"""How RocketMQ names the topic of a group's dead letters."""
+
 
 def effect_exactly_once(evidence: Evidence, given: Given) -> Finding:
     """Premise: a message was handled, or given to a group whose effect is known."""
@@ -74,6 +77,8 @@ def _excused(evidence: Evidence, effect: Effect, messages: list[Message]) -> boo
     """A dead letter was kept instead, or a message of equal payload had the effect."""
     ids = {message.id for message in messages}
     if any(letter.message_id in ids for letter in evidence.dead):
+        return True
+    if any(m.record.topic.startswith(_DEAD_OF_BROKER) for id in ids if id for m in evidence.by_id.get(id, ())):
         return True
     if effect.strict:
         return False
@@ -167,10 +172,10 @@ def _acknowledged(evidence: Evidence, scope: str, place: Place, first: dict[str,
     messages = evidence.at.get(Where(place.topic, place.partition), {})
     for offset, message_id in handed.items():
         message, done = messages.get(offset), done_at.get(offset)
-        if not message_id or message is None or done is None or "txbus-tag" in message.record.headers:
+        event = first.get(message_id)
+        if not message_id or message is None or done is None or (event is None and place.topic in evidence.tagged):
             continue  # no identity in the inbox, not done yet, or perhaps not for this handler
         lost.spoke()
-        event = first.get(message_id)
         if (event is not None and event.seq < done.seq) or dead.get(message_id, done.seq) < done.seq:
             continue
         word = "never handled it" if event is None else f"handled it only at {seconds(event.commit.at_ns)}"

@@ -59,6 +59,7 @@ __all__ = ["Evidence"]
 
 _DEAD_SCOPE, _DEAD_ATTEMPTS, _DEAD_ERROR = "txbus-dead-scope", "txbus-dead-attempts", "txbus-dead-error"
 _HALF_LOG = "txbus.half."
+_TAG = "txbus-tag"
 
 
 class Evidence:
@@ -68,6 +69,8 @@ class Evidence:
         self.messages: dict[str, list[Message]] = defaultdict(list)
         self.at: dict[Where, dict[int, Message]] = defaultdict(dict)
         self.stored: dict[Where, dict[int, Kept]] = defaultdict(dict)
+        self.tagged: set[str] = set()
+        """Topics in which tags are in use: a subscription by tags leaves out untagged messages as well."""
         self.by_id: dict[str, list[Message]] = defaultdict(list)
         self.rewritten: list[tuple[Message, Kept]] = []
         """Messages that readers had seen, and what a failover gave their offsets to."""
@@ -195,6 +198,8 @@ class Evidence:
         self.messages[record.topic].append(message)
         if record.message_id:
             self.by_id[record.message_id].append(message)
+        if _TAG in record.headers:
+            self.tagged.add(record.topic)
         if _DEAD_SCOPE in record.headers:
             self._take_dead_message(record)
 

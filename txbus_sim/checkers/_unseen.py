@@ -10,7 +10,8 @@ __all__ = ["unseen"]
 
 def unseen(evidence: Evidence, given: Given) -> Finding:
     """Premise: a message became visible in a topic after a group had read there, and a member of the
-    group that had read there was left at the end. Allowed: a tag, where the broker filters by tags.
+    group that had read there was left at the end. Allowed: a topic with tags, where the broker filters by
+    tags.
     """
     found = Finding("unseen")
     if not evidence.calm:
@@ -25,11 +26,13 @@ def unseen(evidence: Evidence, given: Given) -> Finding:
             handed.setdefault(key, set()).add((place.partition, one.record.offset))
             members.setdefault(key, {})[one.record.process] = None
     for (group, topic), since in groups.items():
-        if topic.startswith("txbus.") or not any(map(evidence.name_at_end, members[group, topic])):
+        if topic.startswith("txbus.") or (given.allowed.filtered and topic in evidence.tagged):
+            continue
+        if not any(map(evidence.name_at_end, members[group, topic])):
             continue
         found.applies = True
         for message in evidence.messages.get(topic, ()):
-            if message.seq < since or (given.allowed.filtered and "txbus-tag" in message.record.headers):
+            if message.seq < since:
                 continue
             found.spoke()
             if (message.record.partition, message.record.offset) not in handed[group, topic]:

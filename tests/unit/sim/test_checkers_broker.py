@@ -184,8 +184,8 @@ def test_a_poll_leaves_nothing_out(story: Story) -> None:
     assert story.accused() == []
 
 
-def test_a_tag_may_be_filtered_by_a_broker_that_does(story: Story) -> None:
-    """Allowed by the capability, and by nothing else."""
+def test_a_broker_that_filters_by_tags_may_leave_something_out(story: Story) -> None:
+    """Allowed by the capability where tags are in use, and by nothing else."""
     for number, headers in enumerate(({}, {"txbus-tag": "eu"}, {})):
         story.store("one", "t", f"m{number}", {}, headers=headers)
     deliver(story, "one", 0, 2)

@@ -494,3 +494,31 @@ def test_the_worst_comes_first(shop: Shop, story: Story) -> None:
     shop.place(3)
     story.end("orders", "stock")
     assert story.accused(*LEARNED)[:3] == ["no-loss", "no-phantom", "effect-exactly-once"]
+
+
+def test_a_brokers_own_dead_letter_stands_for_the_effect(shop: Shop, story: Story) -> None:
+    """RocketMQ sets the message itself aside, in the group's topic."""
+    shop.order(1)
+    shop.place(2)
+    story.deliver("stock", "stock.reserve", "orders", shop.relay(2), "m2")
+    story.end("orders", "stock")
+    assert story.accused(*LEARNED, broker=queue_broker) == ["effect-exactly-once"]
+    del story.history.records[-2:]
+    story.store("stock", "%DLQ%stock.reserve", "m2", {"id": "o-2"})
+    story.end("orders", "stock")
+    assert story.accused(*LEARNED, broker=queue_broker) == []
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_a_message_that_a_subscription_by_tags_leaves_out_is_done_without_an_effect(
+    shop: Shop, story: Story, tags: bool
+) -> None:
+    """Tagged otherwise, or not at all; without any tag in the topic it is an effect that was lost."""
+    shop.order(1)
+    story.store("orders", "orders", "m8", {}, headers={"txbus-tag": "eu"} if tags else {})
+    story.store("orders", "orders", "m9", {})
+    for offset, message_id in ((1, "m8"), (2, "m9")):
+        story.deliver("stock", "stock.reserve", "orders", offset, message_id)
+        story.position("stock", "stock.reserve", "orders", offset + 1)
+    story.end("orders", "stock")
+    assert story.accused() == ([] if tags else ["effect-exactly-once"])
