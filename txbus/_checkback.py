@@ -42,7 +42,8 @@ class CheckBudget:
 @dataclass(frozen=True, slots=True)
 class Question:
     """One half to ask about. ``where``: the half partition; of a native half message its topic, and its
-    number in the round. ``envelope`` is set where an own checker is to be asked."""
+    partition 0. ``envelope`` is set where an own checker is to be asked. Without ``fence`` only a row
+    that is there answers."""
 
     where: TopicPartition
     id: HalfId
@@ -52,17 +53,20 @@ class Question:
     age_s: float
     checks: int
     envelope: Envelope | None
+    fence: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """``outcome`` UNKNOWN: ask again later. ``counted``: an own checker did answer.
-    ``park``: set aside for an operator, for this reason."""
+    ``park``: set aside for an operator, for this reason. ``own``: an own checker says COMMITTED, and
+    no row does."""
 
     question: Question
     outcome: Outcome
     counted: bool = False
     park: str | None = None
+    own: bool = False
 
 
 class LedgerAnswers:
@@ -147,6 +151,8 @@ class LedgerAnswers:
                     # The row may have been purged: its absence says nothing (rule 10).
                     why = f"too old to know: older than half of ledger_retention_s={self._budget.retention_s:g}"
                     answers.append((Answer(q, Outcome.UNKNOWN, park=why), why))
+                elif not q.fence:
+                    answers.append((Answer(q, Outcome.UNKNOWN), "its checker is asked with another of its messages"))
                 elif q.envelope is not None:
                     answer, reason = self._ask_own(q)
                     if answer.outcome is Outcome.ROLLED_BACK:
@@ -179,7 +185,7 @@ class LedgerAnswers:
                 why = f"its checker answered UNKNOWN {q.checks + 1} times (check_max={self._budget.check_max})"
                 return Answer(q, outcome, counted=True, park=why), why
             return Answer(q, outcome, counted=True), "its checker answered UNKNOWN"
-        return Answer(q, outcome), error
+        return Answer(q, outcome, own=outcome is Outcome.COMMITTED), error
 
     def _fence(self, database: Database, asked: Sequence[Question], deadline_s: float) -> list[tuple[Answer, str]]:
         answers: list[tuple[Answer, str]] = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from txbus import _registry
 from txbus._capability import Capabilities, Capability, TopicKind
 from txbus._declare import HandlerDeclaration
 from txbus._message import Envelope, Topic
+from txbus._wire import SendOptions
 from txbus.errors import (
     CapabilityMissing,
     ConfigurationError,
@@ -29,6 +31,7 @@ __all__ = [
     "derives_half_messages",
     "missing",
     "refuse",
+    "refuse_half",
 ]
 
 HALF_LOG_NEEDS = (
@@ -50,7 +53,8 @@ def check_capabilities(
 ) -> None:
     """`CapabilityMissing` for what the declarations need and the backend does not keep."""
     plain = backend.capabilities(TopicKind.PLAIN)
-    if sends_halves and Capability.HALF_MESSAGE not in plain and not derives_half_messages(plain.native):
+    native_halves = Capability.HALF_MESSAGE in backend.capabilities(TopicKind.TRANSACTIONAL)
+    if sends_halves and not native_halves and not derives_half_messages(plain.native):
         lacking = [c for c in HALF_LOG_NEEDS if c not in plain]
         raise missing(
             backend.name,
@@ -84,7 +88,11 @@ def missing(
 ) -> CapabilityMissing:
     """The error that names the call, the capability, the reason, what works instead and who has it."""
     conditional = capabilities.conditional.get(capability)
-    having = [name for name, plugin in _registry.backends().items() if _has(plugin.capabilities(), capability)]
+    having = [
+        name
+        for name, plugin in _registry.backends().items()
+        if any(_has(plugin.capabilities(kind), capability) for kind in TopicKind)
+    ]
     text = f"{call} needs {capability.value}, which the backend {backend_name!r} does not keep: {why}"
     if conditional:
         text += f"; it would with {conditional}"
@@ -199,6 +207,20 @@ def refuse(
             f"topic {envelope.topic!r}: deliver_after_s={deliver_after_s:,.12g} is more than the "
             f"{limits.delay_s_max:,.12g} s that {backend_name!r} can hold a message back"
         )
+
+
+def refuse_half(capabilities: Capabilities, backend_name: str, topic: Topic[Any], options: SendOptions) -> None:
+    """`CapabilityMissing` for what the broker's own half messages do not keep (``capabilities``: theirs)."""
+    if (topic.key is not None or options.key is not None) and Capability.ORDER_BY_KEY not in capabilities:
+        what = f"tx.send to Topic({topic.name!r}), which has a key,"
+        why = "its half messages have no order"
+        instead = "a topic without key=, or bus.send outside of a local transaction"
+        raise missing(backend_name, capabilities, what, Capability.ORDER_BY_KEY, why, instead)
+    if options.deliver_after_s is not None and Capability.DELAYED_DELIVERY not in capabilities:
+        what = f"tx.send to Topic({topic.name!r}) with deliver_after_s="
+        why = "its half messages cannot be delayed"
+        instead = "bus.send to a topic of its own, from a handler of the message"
+        raise missing(backend_name, capabilities, what, Capability.DELAYED_DELIVERY, why, instead)
 
 
 def check_all_databases(service: str, databases: Mapping[str, Database]) -> None:

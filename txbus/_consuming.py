@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 
 from txbus._atomic_consumer import AtomicBudget, AtomicConsumer
-from txbus._capability import Capability, TopicKind
+from txbus._capability import Capabilities, Capability
+from txbus._channels import topic_kind
 from txbus._consumer import Consumer, ConsumerBudget
 from txbus._consumer_contract import ConsumerHealth, Disposition, Handle, Run
 from txbus._consumer_limit import DeliveryLimit
@@ -155,8 +156,13 @@ class Consuming:
 
     # making them
 
+    def _native(self, declared: HandlerDeclaration) -> Capabilities:
+        """What the broker keeps for the handler's topic."""
+        bus = self._bus
+        return bus.capabilities(topic_kind(bus.backend, declared.topic, bool(bus.databases)))
+
     def _receiver(self, declared: HandlerDeclaration) -> Callable[[], Receiver]:
-        native = self._bus.capabilities(TopicKind.PLAIN)
+        native = self._native(declared)
         subscription = Subscription(
             group=declared.group(self._bus.service),
             topics=(declared.topic.name,),
@@ -168,7 +174,7 @@ class Consuming:
 
     def _consumer(self, declared: HandlerDeclaration, workers: int | None) -> _Running:
         bus, settings = self._bus, self._bus.settings
-        native = bus.capabilities(TopicKind.PLAIN)
+        native = self._native(declared)
         database = bus.databases[declared.database] if declared.database is not None else None
         handler = InboxHandler(
             topic=declared.topic,
