@@ -418,6 +418,8 @@ class NativeHalves:
             self._closing = True
             self._condition.notify_all()
         deadline_s = self._clock.monotonic_s() + self._budget.close_s
+        if not self._tasks:
+            self.flush()
         for task in self._tasks:
             task.join(max(0.0, deadline_s - self._clock.monotonic_s()))
         self._tasks = []
