@@ -15,10 +15,10 @@ from txbus._consumer_limit import DeliveryLimit
 from txbus._deadletter import DeadLetters, dead_envelope, describe_error
 from txbus._declare import HandlerDeclaration
 from txbus._inbox import InboxBudget, InboxHandler
-from txbus._inbox_signature import Delivery, HandlerSignature, HandlerTransaction
+from txbus._inbox_signature import Delivery, HandlerSignature
 from txbus._message import Envelope, Topic
 from txbus._telemetry import Alarm
-from txbus._wire import SendArguments, SendOptions, identity, tag_of, trace_id
+from txbus._wire import SendArguments, SendOptions, identity, tag_of
 from txbus.errors import DecodeError, NotOpen
 from txbus.spi import Received, Receiver, Subscription
 from txbus.stores.contract import LocalTransaction
@@ -182,7 +182,7 @@ class Consuming:
             scope=declared.scope,
             service=bus.service,
             database=database,
-            begin=(lambda: self._begin(declared)) if database is not None else None,
+            begin=(lambda trace: bus.transaction(declared.database, None, trace)) if database is not None else None,
             dead_letters=DeadLetters(
                 scope=declared.scope,
                 service=bus.service,
@@ -194,6 +194,7 @@ class Consuming:
             retry=declared.retry,
             ports=bus.ports,
             emit=bus.emit,
+            heard=bus.heard,
             budget=InboxBudget(lock_wait_s=settings.lock_wait_s),
             in_flight=declared.in_flight,
             tags=declared.tags if Capability.TAG_FILTER not in native else None,
@@ -215,7 +216,7 @@ class Consuming:
         )
 
     def _noting(self, handle: Handle) -> Handle:
-        """Note what this thread has in hand: for the trace of its transaction, and for `stop`."""
+        """Note what this thread has in hand, for `stop`."""
         in_hand = self._in_hand
 
         def noting(received: Received, run: Run, /) -> Disposition:
@@ -226,11 +227,6 @@ class Consuming:
                 in_hand.set(None)
 
         return noting
-
-    def _begin(self, declared: HandlerDeclaration) -> HandlerTransaction:
-        received = self._in_hand.get()
-        assert isinstance(received, Received)
-        return self._bus.transaction(declared.database, None, trace_id(received.envelope.headers))
 
     def _atomic(self, declared: HandlerDeclaration) -> _Running:
         bus = self._bus

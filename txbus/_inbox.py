@@ -19,7 +19,7 @@ from txbus._inbox_signature import Delivery, HandlerSignature, HandlerTransactio
 from txbus._message import Topic
 from txbus._ports import Ports
 from txbus._retry import Retry
-from txbus._telemetry import Alarm, DuplicateSuppressed, EffectCommitted, Emit, HandlerFailed
+from txbus._telemetry import Alarm, DuplicateSuppressed, EffectCommitted, Emit, HandlerFailed, Heard
 from txbus._wire import identity, log_identity, tag_of, trace_id
 from txbus.errors import (
     AlreadyCommitted,
@@ -118,6 +118,8 @@ class InboxHandler:
     for it up to ``lock_wait_s`` and then come back, ``"skip"`` to come back without waiting,
     ``"fail"`` to count a failed attempt (`DuplicateInFlight`). On a database that locks as a whole
     (SQLite) any other writer looks like that; ``"wait"`` is the one to use there.
+
+    ``begin`` makes the handler's transaction, given the message's trace id.
     """
 
     def __init__(
@@ -128,11 +130,12 @@ class InboxHandler:
         scope: str,
         service: str,
         database: Database | None,
-        begin: Callable[[], HandlerTransaction] | None,
+        begin: Callable[[str], HandlerTransaction] | None,
         dead_letters: DeadLetterSink,
         retry: Retry,
         ports: Ports,
         emit: Emit,
+        heard: Heard,
         budget: InboxBudget,
         in_flight: InFlight = "wait",
         tags: frozenset[str] | None = None,
@@ -150,6 +153,7 @@ class InboxHandler:
         self._clock = ports.clock
         self._entropy = ports.entropy
         self._emit = emit
+        self._heard = heard
         self._budget = budget
         self._in_flight = in_flight
         self._lock_wait_s = budget.lock_wait_s if in_flight == "wait" else 0.0
@@ -220,7 +224,7 @@ class InboxHandler:
         step = _Step.BEGIN
         duplicate = False
         try:
-            with self._begin() as transaction:
+            with self._begin(self._trace(job.received)) as transaction:
                 step = _Step.TAKE
                 local = transaction.local
                 if local.insert_inbox(self._scope, source, message_id, self._lock_wait_s):
@@ -245,7 +249,8 @@ class InboxHandler:
         self._held_up = False
         if duplicate:
             return self._suppressed(job)
-        self._emit(EffectCommitted(self._service, self._trace(job.received), self._scope, message_id, number))
+        if self._heard(EffectCommitted):
+            self._emit(EffectCommitted(self._service, self._trace(job.received), self._scope, message_id, number))
         return Done()
 
     def _judge(

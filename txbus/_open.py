@@ -36,7 +36,14 @@ from txbus._ports import Ports
 from txbus._runner import Runner
 from txbus._telemetry import Events
 from txbus._trace import current_traceparent
-from txbus._transactional import AttachedScope, AttachedSessions, LocalBudget, TransactionScope, settle_outcome
+from txbus._transactional import (
+    AttachedScope,
+    AttachedSessions,
+    LocalBudget,
+    LocalParts,
+    TransactionScope,
+    settle_outcome,
+)
 from txbus._wire import SendOptions, make_envelope, source_of, trace_id
 from txbus.errors import CapabilityMissing, ConfigurationError, NotOpen, StoreBusy
 from txbus.settings import Settings, inbox_horizon_s, mask
@@ -78,6 +85,7 @@ class OpenBus:
         self.settings = settings
         self.ports = ports
         self.emit = events.emit
+        self.heard = events.heard
         self.topics = topics
         self.handlers = handlers
         self._checkers = checkers
@@ -100,6 +108,11 @@ class OpenBus:
         self._check_halves()
         self.maintenance = Maintenance(service, databases, ports, self.emit, self._maintenance_budget())
         self.channel: HalfChannel | None = self._make_channel() if databases else None
+        make = self.make_envelope
+        self._local_parts = {
+            name: LocalParts(service, one, self.channel, make, ports, events.emit, events.heard, self._local_budget)
+            for name, one in databases.items()
+        }
         # Last, because it runs from here on.
         self.maintenance.start()
 
@@ -164,11 +177,8 @@ class OpenBus:
 
     def transaction(self, database: Any, tx_id: str | None, trace: str = "") -> TransactionScope:
         """``trace``: the trace id of its events where no span is current."""
-        return TransactionScope(
-            **self._sending(self._database(database), trace),
-            half_id=HalfId(tx_id or self.ports.entropy.unique_id(), 1),
-            named=tx_id is not None,
-        )
+        parts = self._local_parts[self._database(database).name]
+        return TransactionScope(parts, tx_id, _current_trace() or trace)
 
     def attach(self, owner: Any) -> AttachedScope | AttachedSessions:
         database = next((one for one in self.databases.values() if one.recognises(owner)), None)
@@ -193,25 +203,12 @@ class OpenBus:
         return scope
 
     def _attached_scope(self, database: Database) -> AttachedScope:
-        scope = AttachedScope(**self._sending(database), half_id=HalfId(self.ports.entropy.unique_id(), 1), named=False)
+        scope = AttachedScope(self._local_parts[database.name], None, _current_trace())
         scope.attached()
         return scope
 
     def _known(self) -> str:
         return ", ".join(sorted(self.databases)) or "none"
-
-    def _sending(self, database: Database, trace: str = "") -> dict[str, Any]:
-        traceparent = current_traceparent()
-        return {
-            "service": self.service,
-            "database": database,
-            "channel": self.channel,
-            "make": self.make_envelope,
-            "ports": self.ports,
-            "emit": self.emit,
-            "budget": self._local_budget,
-            "trace_id": trace_id({"traceparent": traceparent}) if traceparent else trace,
-        }
 
     def _database(self, wanted: Any) -> Database:
         if isinstance(wanted, str):
@@ -396,6 +393,12 @@ def _close_all(*closing: Callable[[], None]) -> None:
     with ExitStack() as stack:
         for close in reversed(closing):
             stack.callback(close)
+
+
+def _current_trace() -> str:
+    """The trace id of the current span; empty where there is none."""
+    traceparent = current_traceparent()
+    return trace_id({"traceparent": traceparent}) if traceparent else ""
 
 
 def _shown(wanted: Any) -> str:

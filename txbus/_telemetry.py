@@ -27,6 +27,7 @@ __all__ = [
     "HalfParked",
     "HalfStored",
     "HandlerFailed",
+    "Heard",
     "LocalBegan",
     "LocalCommitted",
     "LocalEnded",
@@ -229,6 +230,8 @@ class Alarm(Event):
 
 Subscriber: TypeAlias = Callable[[Event], None]
 Emit: TypeAlias = Callable[[Event], None]
+Heard: TypeAlias = Callable[[type[Event]], bool]
+"""Is anybody told of events of this class? What happens with every message asks before it makes one."""
 
 _LEVELS: dict[type[Event], int] = {
     Alarm: logging.ERROR,
@@ -257,6 +260,10 @@ class Events:
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         self._subscribers = tuple(s for s in self._subscribers if s != subscriber)
+
+    def heard(self, kind: type[Event]) -> bool:
+        """Would `emit` tell anybody: a subscriber, or the log at its present level?"""
+        return len(self._subscribers) > 1 or self._logger.isEnabledFor(_LEVELS.get(kind, logging.DEBUG))
 
     def emit(self, event: Event) -> None:
         for subscriber in self._subscribers:

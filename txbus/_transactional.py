@@ -21,6 +21,7 @@ from txbus._telemetry import (
     Alarm,
     Emit,
     HalfStored,
+    Heard,
     LocalBegan,
     LocalCommitted,
     LocalEnded,
@@ -41,7 +42,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-__all__ = ["AttachedScope", "AttachedSessions", "LocalBudget", "MakeEnvelope", "TransactionScope", "settle_outcome"]
+__all__ = [
+    "AttachedScope",
+    "AttachedSessions",
+    "LocalBudget",
+    "LocalParts",
+    "MakeEnvelope",
+    "TransactionScope",
+    "settle_outcome",
+]
 
 T = TypeVar("T")
 MakeEnvelope = Callable[[Topic[Any], Any, SendOptions], Envelope]
@@ -55,6 +64,20 @@ class LocalBudget:
     half_timeout_s: float = 5.0
     settle_s: float = 10.0
     settle_lock_wait_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalParts:
+    """What all local transactions of one database have in common."""
+
+    service: str
+    database: Database
+    channel: HalfChannel | None
+    make: MakeEnvelope
+    ports: Ports
+    emit: Emit
+    heard: Heard
+    budget: LocalBudget
 
 
 class _State(enum.Enum):
@@ -92,30 +115,14 @@ class _Outgoing:
 class _Sending:
     """What an own and an attached local transaction have in common: from messages to outcome."""
 
-    def __init__(
-        self,
-        service: str,
-        database: Database,
-        channel: HalfChannel | None,
-        make: MakeEnvelope,
-        ports: Ports,
-        emit: Emit,
-        budget: LocalBudget,
-        half_id: HalfId,
-        trace_id: str,
-        named: bool,
-    ) -> None:
-        """``named``: the application chose the id and may run the block again under it; then every
+    def __init__(self, parts: LocalParts, tx_id: str | None = None, trace_id: str = "") -> None:
+        """``tx_id``: the application chose the id and may run the block again under it; then every
         attempt has a ledger row, even without messages, and its number is reserved on entering."""
-        self._named = named
-        self._service = service
-        self._database = database
-        self._channel = channel
-        self._make = make
-        self._clock = ports.clock
-        self._emit = emit
-        self._budget = budget
-        self._half_id = half_id
+        self._named = tx_id is not None
+        self._parts = parts
+        self._database = parts.database
+        self._clock = parts.ports.clock
+        self._chosen = None if tx_id is None else HalfId(tx_id, 1)
         self._trace_id = trace_id
         self._outgoing = _Outgoing()
         self._half: Half | None = None
@@ -124,6 +131,13 @@ class _Sending:
         self._outcome = Outcome.UNKNOWN
         self._began_s = self._clock.monotonic_s()
         self._state = _State.NEW
+
+    @property
+    def _half_id(self) -> HalfId:
+        """A fresh one is made when it is asked for: a transaction that sends nothing needs none."""
+        if self._chosen is None:
+            self._chosen = HalfId(self._parts.ports.entropy.unique_id(), 1)
+        return self._chosen
 
     @property
     def id(self) -> str:
@@ -162,9 +176,9 @@ class _Sending:
         Nothing is sent before the block ends. Returns the message id.
         """
         self._require_open()
-        if self._channel is None:
+        if self._parts.channel is None:
             raise ConfigurationError("this bus has no half message channel: it was opened without any database")
-        envelope = self._make(topic, payload, SendOptions(**options))
+        envelope = self._parts.make(topic, payload, SendOptions(**options))
         self._reach()
         self._outgoing.envelopes.append(envelope)
         assert envelope.id is not None
@@ -190,47 +204,50 @@ class _Sending:
 
     def _opened(self) -> None:
         self._state = _State.OPEN
-        self._emit(LocalBegan(self._service, self._trace_id, self.id, self.attempt, self.database))
+        if self._parts.heard(LocalBegan):
+            self._parts.emit(LocalBegan(self._parts.service, self._trace_id, self.id, self.attempt, self.database))
 
     def _before_commit(self, local: LocalTransaction) -> None:
         """Everything that must have happened when COMMIT is issued. Raising means: roll back."""
-        envelopes = tuple(self._outgoing.envelopes)
         self._check_in_time()
+        envelopes = tuple(self._outgoing.envelopes)
         if not envelopes and not self._named:
             return
+        parts, channel = self._parts, self._parts.channel
         now_s = self._clock.wall_s()
         half = Half(self._half_id, self._database.identity(), self.database, now_s, envelopes)
         if envelopes:
-            assert self._channel is not None
-            self._channel.check(half)
+            assert channel is not None
+            channel.check(half)
         local.flush()
         local.insert_ledger(LedgerRow(self._half_id, Outcome.COMMITTED, self.database, len(envelopes), now_s))
         self._in_ledger = True
         self._check_in_time()
         if not envelopes:
             return
-        assert self._channel is not None
+        assert channel is not None
         self._half = half
-        self._receipts = self._channel.store(half, self._budget.half_timeout_s)
-        self._emit(HalfStored(self._service, self._trace_id, self.id, self.attempt, self.database, len(envelopes)))
+        self._receipts = channel.store(half, parts.budget.half_timeout_s)
+        if parts.heard(HalfStored):
+            parts.emit(HalfStored(parts.service, self._trace_id, self.id, self.attempt, self.database, len(envelopes)))
 
     def _check_in_time(self) -> None:
-        late_s = self._clock.monotonic_s() - self._began_s - self._budget.local_timeout_s
+        late_s = self._clock.monotonic_s() - self._began_s - self._parts.budget.local_timeout_s
         if late_s > 0:
             detail = (
                 f"local transaction {self.id} on {self.database!r} reached its commit {late_s:.3g} s after "
-                f"local_timeout_s={self._budget.local_timeout_s:g}: rolled back"
+                f"local_timeout_s={self._parts.budget.local_timeout_s:g}: rolled back"
             )
-            self._emit(Alarm(self._service, self._trace_id, "local timeout", detail))
+            self._parts.emit(Alarm(self._parts.service, self._trace_id, "local timeout", detail))
             raise LocalTimeout(f"{detail}; shorten the block or raise local_timeout_s")
 
     def _committed(self) -> None:
         self._outcome = Outcome.COMMITTED
-        self._emit(
-            LocalCommitted(
-                self._service, self._trace_id, self.id, self.attempt, self.database, len(self._outgoing.envelopes)
+        if self._parts.heard(LocalCommitted):
+            messages = len(self._outgoing.envelopes)
+            self._parts.emit(
+                LocalCommitted(self._parts.service, self._trace_id, self.id, self.attempt, self.database, messages)
             )
-        )
         self._tell(Outcome.COMMITTED)
         self._ended()
 
@@ -242,24 +259,26 @@ class _Sending:
 
     def _tell(self, outcome: Outcome) -> None:
         if self._half is not None:
-            assert self._channel is not None
-            self._channel.tell(self._half, outcome)
-            self._emit(OutcomeTold(self._service, self._trace_id, self.id, self.attempt, outcome))
+            assert self._parts.channel is not None
+            self._parts.channel.tell(self._half, outcome)
+            if self._parts.heard(OutcomeTold):
+                self._parts.emit(OutcomeTold(self._parts.service, self._trace_id, self.id, self.attempt, outcome))
 
     def _ended(self) -> None:
         self._state = _State.ENDED
-        self._emit(
-            LocalEnded(
-                self._service,
-                self._trace_id,
-                self.id,
-                self.attempt,
-                self.database,
-                self._outcome,
-                len(self._outgoing.envelopes),
-                self._clock.monotonic_s() - self._began_s,
+        if self._parts.heard(LocalEnded):
+            self._parts.emit(
+                LocalEnded(
+                    self._parts.service,
+                    self._trace_id,
+                    self.id,
+                    self.attempt,
+                    self.database,
+                    self._outcome,
+                    len(self._outgoing.envelopes),
+                    self._clock.monotonic_s() - self._began_s,
+                )
             )
-        )
 
     def _settle_unknown(self, error: BaseException | None) -> bool:
         """COMMIT's answer was lost: ask the ledger by fencing, on a connection of its own.
@@ -275,7 +294,7 @@ class _Sending:
                 tx_id=self.id,
                 database=self.database,
             ) from error
-        outcome = settle_outcome(self._database, self._half_id, self._clock, self._budget)
+        outcome = settle_outcome(self._database, self._half_id, self._clock, self._parts.budget)
         if outcome is Outcome.UNKNOWN:
             self._state = _State.ENDED
             raise OutcomeUnknown(
@@ -339,10 +358,10 @@ class TransactionScope(_Sending):
         if self._state is not _State.NEW:
             raise NotOpen(f"local transaction {self.id} was entered before: make a new one for each block")
         if self._named:
-            attempt = self._database.reserve(self.id, self._clock.wall_s(), self._budget.settle_lock_wait_s)
-            self._half_id = HalfId(self.id, attempt)
+            attempt = self._database.reserve(self.id, self._clock.wall_s(), self._parts.budget.settle_lock_wait_s)
+            self._chosen = HalfId(self.id, attempt)
         self._began_s = self._clock.monotonic_s()
-        self._local = self._database.begin(self._budget.local_timeout_s, self)
+        self._local = self._database.begin(self._parts.budget.local_timeout_s, self)
         self._opened()
         return self
 

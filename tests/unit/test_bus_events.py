@@ -15,7 +15,7 @@ from sqlalchemy import Connection, insert
 
 from tests.unit.shopfloor import Order, Reserved, count, floor, orders, reserved, sales, until
 from txbus import Bus, Delivery, Outcome, Retry, events
-from txbus._telemetry import Event
+from txbus._telemetry import Event, Events
 from txbus.events import (
     Alarm,
     CheckBack,
@@ -219,6 +219,19 @@ class TestSubscribers:
         failures = [record for record in caplog.records if "a subscriber failed on EffectCommitted" in record.message]
         assert failures
         assert failures[0].exc_info is not None
+
+    def test_an_event_is_heard_by_a_subscriber_or_a_log_of_its_level(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Only what somebody is told of needs to be made."""
+        point = Events()
+        told: list[Event] = []
+        with caplog.at_level(logging.INFO, "txbus"):
+            assert (point.heard(LocalBegan), point.heard(TakeOver), point.heard(Alarm)) == (False, True, True)
+            point.subscribe(told.append)
+            assert point.heard(LocalBegan)
+            point.unsubscribe(told.append)
+            assert not point.heard(LocalBegan)
+        with caplog.at_level(logging.DEBUG, "txbus"):
+            assert point.heard(LocalBegan)
 
     def test_subscribing_returns_the_function(self) -> None:
         """So that it can be a decorator."""

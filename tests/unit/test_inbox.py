@@ -16,13 +16,12 @@ from sqlalchemy.orm import Session
 from tests.unit.test_consumer_broker import PATIENCE_S, PORTS, Log, cloud_event
 from txbus._consumer_contract import Disposition, Done, GiveBack, Ownership, RetryAfter, Run
 from txbus._deadletter import DeadLetters
-from txbus._halves import HalfId
 from txbus._inbox import InboxBudget, InboxHandler, InFlight
 from txbus._inbox_signature import Delivery, HandlerSignature, HandlerTransaction
 from txbus._message import Envelope, Position, Topic, TopicPartition
 from txbus._retry import Retry
 from txbus._telemetry import Alarm, DeadLettered, DuplicateSuppressed, EffectCommitted, HandlerFailed
-from txbus._transactional import LocalBudget, TransactionScope
+from txbus._transactional import LocalBudget, LocalParts, TransactionScope
 from txbus.errors import (
     BackendUnavailable,
     ConfigurationError,
@@ -64,29 +63,28 @@ class Shop:
         with self.engine.begin() as connection:
             connection.execute(sa.text("CREATE TABLE effects (n INTEGER NOT NULL)"))
 
-    def begin(self) -> HandlerTransaction:
+    def begin(self, trace_id: str) -> HandlerTransaction:
         return self.scope(TransactionScope)
 
     def scope(self, kind: type[S]) -> S:
-        return kind(
+        parts = LocalParts(
             service="shop",
             database=self.database,
             channel=None,
             make=lambda topic, payload, options: Envelope(topic.name, topic.encode(payload)),
             ports=PORTS,
             emit=self.log,
+            heard=lambda kind: True,
             budget=LocalBudget(),
-            half_id=HalfId(PORTS.entropy.unique_id(), 1),
-            trace_id="",
-            named=False,
         )
+        return kind(parts)
 
     def handler(
         self,
         function: Callable[..., object],
         *,
         database: Database | None = None,
-        begin: Callable[[], HandlerTransaction] | None = None,
+        begin: Callable[[str], HandlerTransaction] | None = None,
         retry: Retry = QUICK,
         in_flight: InFlight = "wait",
         lock_wait_s: float = PATIENCE_S,
@@ -109,6 +107,7 @@ class Shop:
             retry=retry,
             ports=PORTS,
             emit=self.log,
+            heard=lambda kind: True,
             budget=InboxBudget(lock_wait_s=lock_wait_s, claim_ahead=claim_ahead),
             in_flight=in_flight,
             tags=tags,
@@ -318,7 +317,7 @@ class Lost(TransactionScope):
 def test_what_is_nobodys_fault_at_the_commit_is_given_back_uncounted(shop: Shop, error: Exception) -> None:
     """However often database or broker fail at the end, no attempt is counted; then it is handled."""
 
-    def losing() -> HandlerTransaction:
+    def losing(trace_id: str) -> HandlerTransaction:
         scope = shop.scope(Lost)
         scope.error = error
         return scope
@@ -338,7 +337,7 @@ def test_what_is_nobodys_fault_at_the_commit_is_given_back_uncounted(shop: Shop,
 def test_a_database_that_cannot_be_reached_counts_nothing(shop: Shop) -> None:
     """StoreUnavailable when beginning is given back with a growing wait, uncounted."""
 
-    def away() -> HandlerTransaction:
+    def away(trace_id: str) -> HandlerTransaction:
         raise StoreUnavailable("no database")
 
     run, waits = run_of(1), []
@@ -356,7 +355,7 @@ def test_a_database_that_cannot_be_reached_counts_nothing(shop: Shop) -> None:
 def test_a_defect_of_the_store_is_for_the_consumer_to_tell(shop: Shop) -> None:
     """An error that no store announces passes, so that the consumer raises an alarm."""
 
-    def broken() -> HandlerTransaction:
+    def broken(trace_id: str) -> HandlerTransaction:
         raise RuntimeError("defect")
 
     with pytest.raises(RuntimeError, match="defect"):
@@ -382,7 +381,7 @@ def test_a_duplicate_in_flight_is_skipped_or_failed_as_declared(tmp_path: Path, 
     shop = Shop(tmp_path / "shop.db", lock_wait_s=0.0)
     handler, run = shop.handler(effect, in_flight=policy, claim_ahead=10), run_of(1)
     assert handle(handler, run_of(0)) == Done()
-    with shop.begin() as other:
+    with shop.begin("") as other:
         assert other.local.insert_inbox("reserve", "test", "m1", PATIENCE_S)
         disposition = handle(handler, run)
     assert isinstance(disposition, RetryAfter if failed else GiveBack)
@@ -454,6 +453,7 @@ def bare(function: Callable[..., object], log: Log, sent: list[Envelope], retry:
         retry=retry,
         ports=PORTS,
         emit=log,
+        heard=lambda kind: True,
         budget=InboxBudget(),
     )
 

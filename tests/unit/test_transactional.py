@@ -12,7 +12,7 @@ from tests.unit.halflog.world import Chances, Process, World
 from txbus._halves import Half, HalfId
 from txbus._message import Envelope, Receipt, Topic
 from txbus._outcome import Outcome
-from txbus._transactional import AttachedScope, LocalBudget, TransactionScope
+from txbus._transactional import AttachedScope, LocalBudget, LocalParts, TransactionScope
 from txbus.errors import HalfFailed, LocalTimeout, NotOpen, OutcomeUnknown, StoreUnavailable, Superseded
 from txbus.stores.contract import CommitResult, LedgerRow
 
@@ -96,18 +96,17 @@ class Recording(ModelDatabase):
 
 def scope(database: Recording, channel: Channel, kind: type[Any] = TransactionScope, named: bool = False) -> Any:
     world = database.world
-    return kind(
+    parts = LocalParts(
         service="shop",
         database=database,
         channel=channel,
         make=lambda topic, payload, options: payload,
         ports=world.ports(database.process),
         emit=world.emit,
+        heard=lambda kind: True,
         budget=LocalBudget(),
-        half_id=HalfId("tx", 1),
-        trace_id="",
-        named=named,
     )
+    return kind(parts, "tx" if named else None)
 
 
 def divided_by_zero(tx: TransactionScope) -> None:
@@ -137,8 +136,9 @@ def test_rule_01_flush_then_ledger_then_half_then_commit_then_outcome(log: list[
 def test_rule_01_a_checker_that_was_first_stops_the_half(log: list[str]) -> None:
     """With a tombstone in the ledger nothing is sent: the insert fails and the block is rolled back."""
     database = Recording(log)
-    database.settle([HalfId("tx", 1)], 0.0, 0.0)
-    with pytest.raises(Superseded), scope(database, Channel(log)) as tx:
+    transaction = scope(database, Channel(log))
+    database.settle([HalfId(transaction.id, 1)], 0.0, 0.0)
+    with pytest.raises(Superseded), transaction as tx:
         tx.send(ANY, message())
     assert "half" not in log and "commit" not in log
     assert not database.tables.business
@@ -184,7 +184,7 @@ def test_rule_06_nothing_is_told_while_the_ledger_is_away(log: list[str]) -> Non
     database.fate, database.away = CommitResult.UNKNOWN, True
     with pytest.raises(OutcomeUnknown) as caught, scope(database, channel) as tx:
         tx.send(ANY, message())
-    assert caught.value.tx_id == "tx" and channel.told == []
+    assert caught.value.tx_id == tx.id and channel.told == []
 
 
 def test_rule_06_a_definite_refusal_needs_no_ledger(log: list[str]) -> None:

@@ -66,9 +66,9 @@ def half_before_the_ledger_insert(patch: pytest.MonkeyPatch) -> None:
         envelopes = tuple(self._outgoing.envelopes)
         now_s = self._clock.wall_s()
         half = Half(self._half_id, self._database.identity(), self.database, now_s, envelopes)
-        assert self._channel is not None
+        assert self._parts.channel is not None
         self._half = half
-        self._receipts = self._channel.store(half, self._budget.half_timeout_s)
+        self._receipts = self._parts.channel.store(half, self._parts.budget.half_timeout_s)
         local.insert_ledger(LedgerRow(self._half_id, Outcome.COMMITTED, self.database, len(envelopes), now_s))
         self._in_ledger = True
 

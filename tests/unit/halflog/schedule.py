@@ -19,10 +19,9 @@ from txbus._halflog.partition import PartitionBudget
 from txbus._halflog.records import DecisionEntry, encode, half_topic
 from txbus._halflog.relay import Relay, RelayBudget
 from txbus._halflog.sender import HalfLogSender, HalfSenderBudget
-from txbus._halves import HalfId
 from txbus._message import Envelope, Topic, TopicPartition
 from txbus._outcome import Outcome
-from txbus._transactional import LocalBudget, TransactionScope
+from txbus._transactional import LocalBudget, LocalParts, TransactionScope
 from txbus.errors import StoreBusy, TxbusError
 from txbus.stores.contract import LedgerRow
 
@@ -101,18 +100,17 @@ class _App:
         messages = [self._message(f"{tables.name}-{row}") for row in rows]
         if chance.random() < 0.2:
             messages.append(self._message(None))
-        scope = TransactionScope(
+        parts = LocalParts(
             service=SERVICE,
             database=ModelDatabase(tables, world, self.process),
             channel=self.sender,
             make=lambda topic, payload, options: payload,
             ports=world.ports(self.process),
             emit=world.emit,
+            heard=lambda kind: True,
             budget=LocalBudget(local_timeout_s=10_000.0, settle_s=3.0),
-            half_id=HalfId(f"tx{world.ids}", 1),
-            trace_id="",
-            named=False,
         )
+        scope = TransactionScope(parts)
         rolls_back = world.happens(world.chances.roll_back)
         with scope as tx:
             assert isinstance(tx.local, ModelTransaction)
