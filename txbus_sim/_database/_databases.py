@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from txbus import Bus
+from txbus.stores.plugin import plugin
 from txbus_sim._database import _dialect
 from txbus_sim._database._connection import SimFile
 from txbus_sim._database._functions import override
@@ -146,7 +148,8 @@ class Databases:
     # declaring
 
     def define(self, name: str, schema: Callable[[Any], object] | None = None) -> SimDatabase:
-        """A database of the runs; ``schema(engine)`` makes its tables, the first time only."""
+        """A database of the runs; ``schema(engine)`` makes its tables, the first time only. txbus's own are
+        made as well, as ``txbus schema create`` does."""
         database = self._defined.get(name)
         if database is None:
             if not name.isidentifier():
@@ -176,6 +179,11 @@ class Databases:
             connection.exec_driver_sql("SELECT 1")
         if schema is not None:
             schema(engine)
+        # What a deployment does before a service starts; `Bus.open` verifies it.
+        ports = Bus("memory://schema", service="schema").ports
+        ours = plugin.adapt(template.stem, engine, ports, lambda event: None)
+        assert ours is not None
+        ours.create_schema()
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         engine.dispose()
