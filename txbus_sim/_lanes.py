@@ -15,8 +15,6 @@ _LAST_WIDTH = 44
 """What the last column has at least; a text in another may run over the lanes to its right."""
 _STEP_MIN, _STEP_MAX = 9, 30
 _LANE = "│"
-_GAP_MIN = 10
-"""Fewer operations that tell nothing are passed over without a word."""
 _STYLES = {
     Kind.STEP: Style.PLAIN,
     Kind.DURABLE: Style.GOOD,
@@ -44,7 +42,7 @@ def lanes(shown: Timeline, width: int) -> Iterator[Line]:
 
 
 def _gap(row: Row) -> Iterator[Line]:
-    if row.others or row.operations >= _GAP_MIN:
+    if row.tells:
         yield (Span(f"{'⋮':>{_TIME_WIDTH}}  {left_out(row)}", Style.FAINT),)
 
 

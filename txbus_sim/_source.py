@@ -33,7 +33,8 @@ class Place:
     @property
     def text(self) -> str:
         """The line itself, without its indent; "" where the file cannot be read."""
-        return linecache.getline(self.file, self.line).strip()
+        lines = _lines_of(self.file)
+        return lines[self.line - 1].strip() if 1 <= self.line <= len(lines) else ""
 
 
 def shown_path(file: str) -> str:
@@ -53,14 +54,22 @@ def statement(place: Place) -> list[tuple[int, str]]:
 
     The line alone for a compound statement, a long one, or a file that is not Python any more.
     """
-    linecache.checkcache(place.file)
-    lines = linecache.getlines(place.file)
+    lines = _lines_of(place.file)
     if not 1 <= place.line <= len(lines):
         return []
     first, last = _extent("".join(lines), place.line)
     shown = [text.rstrip() for text in lines[first - 1 : last]]
     indent = min((len(text) - len(text.lstrip()) for text in shown if text.strip()), default=0)
     return [(number, text[indent:]) for number, text in enumerate(shown, first)]
+
+
+def _lines_of(file: str) -> list[str]:
+    """None of a file that cannot be read, whatever its name is made of."""
+    try:
+        linecache.checkcache(file)
+        return linecache.getlines(file)
+    except ValueError:
+        return []
 
 
 def _extent(source: str, line: int) -> tuple[int, int]:

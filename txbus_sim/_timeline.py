@@ -16,6 +16,7 @@ BROKER = "broker"
 _POINTS_BEFORE_FAULT = 2
 _NEIGHBOURS = 3
 _LAST_ROWS = 10
+_GAP_MIN = 10
 
 
 class Kind(Enum):
@@ -51,6 +52,11 @@ class Row:
     up: tuple[bool, ...]
     operations: int = 0
     others: int = 0
+
+    @property
+    def tells(self) -> bool:
+        """Whether to show it: a few operations that tell nothing are passed over without a word."""
+        return self.cell is not None or self.others > 0 or self.operations >= _GAP_MIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,14 @@ def heading(verdict: Verdict) -> str:
     return f"{word} {verdict.name}" if verdict.kind is VerdictKind.PROPERTY else word
 
 
+def in_short(verdict: Verdict | None) -> str:
+    """A run's outcome on one line."""
+    if verdict is None:
+        return "passed"
+    said = verdict.sentence.splitlines() or [""]
+    return f"{heading(verdict)}: {said[0]}"
+
+
 def _verdict(verdict: Verdict, width: int) -> Iterator[Line]:
     word = clean(heading(verdict))
     said, *more = verdict.sentence.splitlines() or [""]
@@ -194,7 +202,7 @@ def without(need: Needed) -> str:
 
 def outcome(verdict: Verdict | None) -> str:
     """What a run came to, in a few words."""
-    return "passes" if verdict is None else f"fails in another way, {heading(verdict)}: {verdict.sentence}"
+    return "passes" if verdict is None else f"fails in another way, {in_short(verdict)}"
 
 
 # the timeline and the logs

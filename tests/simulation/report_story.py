@@ -6,13 +6,14 @@ published, so a crash in between loses the message.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from txbus_sim import history as h
+from txbus_sim._html import Tried, render_html
 from txbus_sim._world import Limits, Process, ProcessSpec, World, current_process
-from txbus_sim.faults import COMMIT, CRASHES, RECEIVE, REQUEST
+from txbus_sim.faults import COMMIT, CRASHES, RECEIVE, REQUEST, Fault
 from txbus_sim.report import Told, render_failure
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Address, Deviation, Schedule
@@ -138,6 +139,21 @@ def run(schedule: str = "", change: Callable[[Shop], object] | None = None, site
 
 LOST = "orders/sql.commit:shop#2 crash-after"
 """The second order is committed and never published."""
+
+
+def matrix(change: Callable[[Shop], object] | None = None) -> Iterator[Tried]:
+    """The shop crashed before and after each of its operations, one run each."""
+    for point in run(change=change).history.points():
+        for fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER):
+            yield Tried(point.site, run(str(Deviation(point.address, fault)), change))
+
+
+def page() -> str:
+    """The page of the same run, with its crash matrix."""
+    result = run(LOST)
+    (deviation,) = result.schedule
+    told = Told((Need(deviation, Schedule()),), Path("tests/schedules/lost.sched"))
+    return render_html(result, told, matrix())
 
 
 def report() -> str:
