@@ -56,6 +56,7 @@ class KafkaServer:
         self._regrouped: dict[str, None] = {}
         self._durable = False
         self._armed_ns: int | None = None
+        self._owing = False
         world.services[SERVICE] = self
 
     def capabilities_of(self, kind: TopicKind = TopicKind.PLAIN) -> Capabilities:
@@ -88,6 +89,9 @@ class KafkaServer:
 
     def _tick(self) -> None:
         self._armed_ns = None
+        self._advance()
+
+    def _advance(self) -> None:
         if not self.world.closed:
             self.cluster.advance(self.world.now_ns)
             self._tell()
@@ -111,9 +115,19 @@ class KafkaServer:
 
     def _arm(self) -> None:
         due_ns = self.cluster.next_deadline_ns()
-        if due_ns is not None and (self._armed_ns is None or due_ns < self._armed_ns):
+        if due_ns is None:
+            return
+        if self.cluster.owes and not self._owing:
+            # The run is not over before the brokers have finished what they have decided.
+            self._owing = True
+            self.world.pending_at(due_ns, self._pay)
+        elif self._armed_ns is None or due_ns < self._armed_ns:
             self._armed_ns = due_ns
             self.world.at(due_ns, self._tick)
+
+    def _pay(self) -> None:
+        self._owing = False
+        self._advance()
 
     # faults
 

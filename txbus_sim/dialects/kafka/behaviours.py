@@ -253,6 +253,13 @@ GROUPS: Final = (
         _S,
     ),
     Behaviour(
+        "rejoin-after-poll",
+        "The client joins a rebalance in the background, but not before the application has polled for the "
+        "assignment of the last one",
+        "librdkafka: rdkafka_cgrp.c (a rejoin waits for the rebalance callback); not measured",
+        _A,
+    ),
+    Behaviour(
         "session-timeout",
         "A member that sends no heartbeat for session.timeout.ms is removed; its partitions go to others",
         "core: GroupCoordinator.onExpireHeartbeat (classic)",

@@ -85,6 +85,11 @@ class Cluster:
         """When it may do something by itself; None: never."""
         return self._deadlines.next_ns()
 
+    @property
+    def owes(self) -> bool:
+        """Whether replicas have to catch up, or markers to be written: that comes by itself."""
+        return self._deadlines.owed > 0
+
     def advance(self, now_ns: int) -> None:
         """Time has come so far: sessions and broker transactions time out, replicas catch up, markers
         are written."""
@@ -149,7 +154,7 @@ class Cluster:
         if producer.transactional_id:
             self.transactions.verify(Owner(producer.transactional_id, producer.id, producer.epoch), where)
         offset = log.append(messages, producer, now_ns // _MS, by)
-        self._deadlines.at(now_ns + self.options.replication_ns, lambda now: self._catch_up(log, now))
+        self._deadlines.owe(now_ns + self.options.replication_ns, lambda now: self._catch_up(log, now))
         return offset
 
     def _catch_up(self, log: PartitionLog, now_ns: int) -> None:

@@ -195,7 +195,7 @@ class TransactionCoordinator:
 
     def _markers_later(self, one: _Transactional, due_ns: int) -> None:
         one.markers_due_ns = due_ns
-        self._deadlines.at(due_ns, lambda now: self._write_markers(one, due_ns))
+        self._deadlines.owe(due_ns, lambda now: self._write_markers(one, due_ns))
 
     def _write_markers(self, one: _Transactional, due_ns: int) -> None:
         if one.state not in _PREPARED or one.markers_due_ns != due_ns:
