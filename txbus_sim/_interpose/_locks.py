@@ -144,13 +144,13 @@ class _SimLock:
         process = strand.process
         if not process.alive or process.world.closed:
             return _INERT
-        if self._home is None or not self._home.alive:
-            # Its home is gone: that it was held there is forgotten, as memory is.
-            self._home, self.owner, self._depth = process, None, 0
-            self._queue = deque()
-            return self
         twins: dict[_SimLock, _SimLock] = process.memory.setdefault("locks", {})
         if self not in twins:
+            if self._home is None or not self._home.alive:
+                # Its home is gone: that it was held there is forgotten, as memory is.
+                self._home, self.owner, self._depth = process, None, 0
+                self._queue = deque()
+                return self
             twins[self] = type(self)(process, (self._made, self._line))
         return twins[self]
 

@@ -69,6 +69,12 @@ class Switch:
         if self._before is not None:
             self._before(event, greenlets)
 
+    def drop_locals(self) -> None:
+        """The running thread is at its end: what it kept goes now, as part of it."""
+        strand = self.current
+        if strand is not None and strand.process.alive and not strand.process.world.closed:
+            self._locals.exchange({}, {})  # type: ignore[union-attr]
+
     def begin_modules(self) -> Modules:
         """The running process gets modules of its own from here on."""
         assert self.current is not None

@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import signal
-import threading
 import traceback
 import weakref
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 from greenlet import getcurrent
 
 from txbus_sim._interpose._patches import Patches
-from txbus_sim._interpose._threads import end_threads
+from txbus_sim._interpose._threads import end_threads, forget_excepthook
 from txbus_sim._world import Process, Strand, current_process, current_strand
 from txbus_sim.errors import ProcessIsDead
 from txbus_sim.history import Logged
@@ -34,6 +33,7 @@ def run_main(process: Process, main: Callable[[], object]) -> None:
     AssertionError at once, because it ends the run.
     """
     process.memory["main-strand"] = current_strand()
+    process.at_death.append(forget_excepthook)
     error: BaseException | None = None
     try:
         main()
@@ -68,8 +68,6 @@ def patch_system(patches: Patches) -> None:
     patches.method(logging.Logger, "setLevel", _set_level)
     for name in ("addHandler", "removeHandler"):
         patches.method(logging.Logger, name, _change_handlers)
-    hook = threading.excepthook
-    patches.undo_with(lambda: setattr(threading, "excepthook", hook))
 
 
 def _log(process: Process, level: str, logger: str, text: str) -> None:

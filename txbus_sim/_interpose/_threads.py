@@ -20,12 +20,13 @@ from greenlet import getcurrent
 from txbus_sim._interpose._locks import REAL_LOCKS, SimLock
 from txbus_sim._interpose._patches import Patches
 from txbus_sim._interpose._place import refuse
+from txbus_sim._interpose._switch import switch
 from txbus_sim._world import Process, Strand, Wait, current_process, current_strand
 from txbus_sim.errors import ProcessIsDead
 from txbus_sim.faults import CRASHES
 from txbus_sim.history import Logged
 
-__all__ = ["end_threads", "executors", "patch_threads"]
+__all__ = ["end_threads", "executors", "forget_excepthook", "patch_threads"]
 
 _S = 1_000_000_000
 _THREAD = "thread"
@@ -35,7 +36,11 @@ _POOL_NUMBER = "executor-number"
 _STRAND = "_txbus_strand"
 
 
+_hook: Callable[[Any], object] = threading.excepthook
+
+
 def patch_threads(patches: Patches) -> None:
+    global _hook
     thread = threading.Thread
     patches.method(thread, "start", _start)
     patches.method(thread, "join", _join)
@@ -45,6 +50,9 @@ def patch_threads(patches: Patches) -> None:
     patches.code(threading.active_count, _active_count)
     patches.code(threading.enumerate, _enumerate)
     patches.code(threading._newname, _newname)  # type: ignore[attr-defined]
+    before = threading.excepthook
+    patches.undo_with(lambda: setattr(threading, "excepthook", before))
+    threading.excepthook = _hook = _excepthook(before)
     patches.function(_thread.get_ident, _get_ident)
     patches.function(_thread.get_native_id, _get_ident)
     for name in ("start_new_thread", "start_new"):
@@ -153,19 +161,34 @@ def _live(thread: threading.Thread) -> None:
         pass
     except BaseException:
         _unhandled(thread)
+    switch.drop_locals()
 
 
 def _unhandled(thread: threading.Thread | None) -> None:
-    """What `threading.excepthook` does: the application's own if there is one, else a line of log."""
+    """`threading.excepthook`: the application's own if it has set one, else a line of the log."""
     process = current_strand().process
     if not process.alive or process.world.closed:
         return
-    if threading.excepthook is not threading.__excepthook__:
-        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), thread)))
-        return
-    name = thread.name if thread is not None else "?"
-    text = f"Exception in thread {name}: {traceback.format_exc().rstrip()}"
-    process.world.history.add(Logged(process.world.now_ns, process.key, "ERROR", "threading", text))
+    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), thread)))
+
+
+def forget_excepthook() -> None:
+    """The process that may have set it is gone."""
+    threading.excepthook = _hook
+
+
+def _excepthook(original: Callable[[Any], object]) -> Callable[[Any], None]:
+    def excepthook(args: Any) -> None:
+        process = current_process()
+        if process is None:
+            original(args)
+            return
+        name = args.thread.name if args.thread is not None else "?"
+        trace = "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
+        text = f"Exception in thread {name}: {trace.rstrip()}"
+        process.world.history.add(Logged(process.world.now_ns, process.key, "ERROR", "threading", text))
+
+    return excepthook
 
 
 def _join(original: Callable[..., None], self: Any, timeout: float | None = None) -> None:
@@ -218,6 +241,7 @@ def _spawn_raw(process: Process, call: Callable[[], object]) -> Strand:
             pass
         except BaseException:
             _unhandled(None)
+        switch.drop_locals()
 
     fault = process.world.enter("thread.start", CRASHES)
     child = process.spawn(live, f"Dummy-{_next_number(process)}")
