@@ -16,8 +16,9 @@ from txbus_sim._lines import clean, to_text
 from txbus_sim._pagedata import PageData
 from txbus_sim._source import Place, place_at_end, shown_path, statement
 from txbus_sim._timeline import focus, process_name, seconds, timeline
+from txbus_sim._words import about, heading, in_short, outcome
 from txbus_sim.faults import Fault
-from txbus_sim.report import ROWS_MAX, Told, about, heading, in_short, logs, outcome, replay_command
+from txbus_sim.report import ROWS_MAX, Told, logs, replay_command
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 
 __all__ = ["Tried", "render_html"]
@@ -261,7 +262,7 @@ def _logs(result: RunResult) -> Iterator[str]:
     found = logs(result.history)
     if not found:
         return
-    yield '<section aria-labelledby="logs-title"><h2 id="logs-title">Logs</h2>'
+    yield '<section aria-labelledby="logs-title"><h2 id="logs-title">Logs of the run of this report</h2>'
     for number, (process, records) in enumerate(found.items()):
         is_open = " open" if number == 0 else ""
         yield f"<details{is_open}><summary>{_text(process)} ({len(records)})</summary>"

@@ -8,7 +8,7 @@ from typing import Any
 from txbus_sim._lanes import left_out
 from txbus_sim._lines import clean
 from txbus_sim._timeline import Kind, Timeline, focus, timeline
-from txbus_sim.report import about, in_short
+from txbus_sim._words import about, in_short
 from txbus_sim.result import RunResult
 
 __all__ = ["PageData"]

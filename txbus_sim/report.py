@@ -7,7 +7,6 @@ a dialect's table that nobody verified; the file to commit; the command that rep
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from txbus_sim._lanes import lanes
 from txbus_sim._lines import Line, Span, Style, clean, line, to_text, wrap
 from txbus_sim._source import Place, place_at_end, shown_path, statement
 from txbus_sim._timeline import focus, process_name, seconds, timeline
+from txbus_sim._words import about, heading, outcome
 from txbus_sim.history import History
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Deviation, Schedule
@@ -31,7 +31,6 @@ ROWS_MAX = 80
 LOGS_MAX = 15
 """Lines of each process's log in a text report."""
 _DETAILS_MAX = 60
-_WORD = re.compile(r"[^\s'\"(),;\[\]{}]+")
 
 
 class Needed(Protocol):
@@ -103,33 +102,6 @@ def _joined(parts: Sequence[Iterator[Line]]) -> Iterator[Line]:
 
 # the verdict
 
-_WORDS = {
-    VerdictKind.ASSERTION: "ASSERTION",
-    VerdictKind.PROPERTY: "BROKEN",
-    VerdictKind.STUCK: "STUCK",
-    VerdictKind.LIVELOCK: "LIVELOCK",
-    VerdictKind.RAISED: "RAISED",
-    VerdictKind.SHARED_MEMORY: "SHARED MEMORY",
-    VerdictKind.NOT_MODELLED: "NOT MODELLED",
-    VerdictKind.MALFORMED: "MALFORMED HISTORY",
-    VerdictKind.UNREACHED: "UNREACHED",
-    VerdictKind.VACUOUS: "VACUOUS",
-}
-
-
-def heading(verdict: Verdict) -> str:
-    """The kind of a failure in capitals, with the property's name where it has one of its own."""
-    word = _WORDS[verdict.kind]
-    return f"{word} {verdict.name}" if verdict.kind is VerdictKind.PROPERTY else word
-
-
-def in_short(verdict: Verdict | None) -> str:
-    """A run's outcome on one line."""
-    if verdict is None:
-        return "passed"
-    said = verdict.sentence.splitlines() or [""]
-    return f"{heading(verdict)}: {said[0]}"
-
 
 def _verdict(verdict: Verdict, width: int) -> Iterator[Line]:
     word = clean(heading(verdict))
@@ -200,20 +172,7 @@ def without(need: Needed) -> str:
     return f"without {need.deviation} ({others})"
 
 
-def outcome(verdict: Verdict | None) -> str:
-    """What a run came to, in a few words."""
-    return "passes" if verdict is None else f"fails in another way, {in_short(verdict)}"
-
-
 # the timeline and the logs
-
-
-def about(verdict: Verdict, history: History) -> tuple[str, ...]:
-    """The message ids of a history that the verdict names."""
-    words = set(_WORD.findall(" ".join((verdict.sentence, *verdict.details))))
-    words |= {word.rstrip(".:") for word in words}
-    known = dict.fromkeys(getattr(record, "message_id", "") for record in history)
-    return tuple(one for one in known if one and one in words)
 
 
 def _timeline(result: RunResult, width: int, rows_max: int) -> Iterator[Line]:
