@@ -10,14 +10,15 @@ from typing import Any
 from txbus import _registry
 from txbus._atomic import AtomicPool, AtomicScope
 from txbus._capability import Capabilities, Capability, TopicKind
+from txbus._channels import has_half_messages, native_channel, native_health, topic_kind
 from txbus._checks import (
     check_all_databases,
     check_capabilities,
     check_partitions,
     check_schema,
-    derives_half_messages,
     missing,
     refuse,
+    refuse_half,
 )
 from txbus._consumer_contract import ConsumerHealth
 from txbus._consuming import Consuming
@@ -28,9 +29,10 @@ from txbus._halflog.records import half_topic
 from txbus._halflog.relay import Relay, RelayBudget, RelayHealth
 from txbus._halflog.sender import HalfLogSender, HalfSenderBudget
 from txbus._halflog.survey import survey, waits_for_a_relay
-from txbus._halves import HalfChannel, HalfId
+from txbus._halves import HalfId
 from txbus._maintenance import Maintenance, MaintenanceBudget
 from txbus._message import Envelope, Receipt, Topic
+from txbus._nativehalves import NativeHalves
 from txbus._outcome import Outcome
 from txbus._ports import Ports
 from txbus._runner import Runner
@@ -45,7 +47,7 @@ from txbus._transactional import (
     settle_outcome,
 )
 from txbus._wire import SendOptions, make_envelope, source_of, trace_id
-from txbus.errors import CapabilityMissing, ConfigurationError, NotOpen, StoreBusy
+from txbus.errors import ConfigurationError, NotOpen, StoreBusy
 from txbus.settings import Settings, inbox_horizon_s, mask
 from txbus.spi import Backend, BackendURL, Sender, TopicSpec
 from txbus.stores.contract import Database
@@ -105,10 +107,10 @@ class OpenBus:
         )
         self.consuming = Consuming(self)
         self._runner = Runner(self)
-        self._check_halves()
+        self.native = has_half_messages(backend)
         self.maintenance = Maintenance(service, databases, ports, self.emit, self._maintenance_budget())
-        self.channel: HalfChannel | None = self._make_channel() if databases else None
-        make = self.make_envelope
+        self.channel: HalfLogSender | NativeHalves | None = self._make_channel() if databases else None
+        make = self._make_half if self.native else self.make_envelope
         self._local_parts = {
             name: LocalParts(service, one, self.channel, make, ports, events.emit, events.heard, self._local_budget)
             for name, one in databases.items()
@@ -165,7 +167,7 @@ class OpenBus:
         _close_all(
             self.stop,
             lambda: relay.stop(self.settings.stop_timeout_s) if relay is not None else None,
-            lambda: channel.close() if isinstance(channel, HalfLogSender) else None,
+            lambda: channel.close() if channel is not None else None,
             self.maintenance.stop,
             self._pool.close,
             self._sender.close,
@@ -237,6 +239,11 @@ class OpenBus:
         refuse(self.capabilities, self.backend.name, self.topics, envelope, options.deliver_after_s)
         return envelope
 
+    def _make_half(self, topic: Topic[Any], payload: Any, options: SendOptions) -> Envelope:
+        """An envelope for a half message of the broker's own, which may keep less than a plain one."""
+        refuse_half(self.capabilities(TopicKind.TRANSACTIONAL), self.backend.name, topic, options)
+        return self.make_envelope(topic, payload, options)
+
     def capabilities(self, kind: TopicKind) -> Capabilities:
         known = self._capabilities.get(kind)
         if known is None:
@@ -293,15 +300,19 @@ class OpenBus:
 
     # the half log
 
-    def _check_halves(self) -> None:
-        if self.databases and not derives_half_messages(self.capabilities(TopicKind.PLAIN).native):
-            raise CapabilityMissing(
-                f"the backend {self.backend.name!r} has half messages of its own, which this version of txbus "
-                "cannot use yet; use a backend with broker transactions"
-            )
-
-    def _make_channel(self) -> HalfLogSender:
+    def _make_channel(self) -> HalfLogSender | NativeHalves:
         settings = self.settings
+        if self.native:
+            return native_channel(
+                self.service,
+                self.backend,
+                [name for name, topic in self.topics.items() if topic.key is None],
+                self.databases,
+                self._checkers,
+                settings,
+                self.ports,
+                self.emit,
+            )
         return HalfLogSender(
             self.backend.sender(self.service),
             half_topic(self.service),
@@ -313,12 +324,15 @@ class OpenBus:
             service=self.service,
         )
 
-    def start_relay(self) -> Relay:
-        """Run a relay in this process, unless one runs already."""
+    def start_relay(self) -> None:
+        """Run a relay in this process, unless one runs already. Where half messages are the broker's
+        own there is none: every process of the service answers, and this one must know every database."""
         if self.relay is None:
             if not self.databases:
                 raise NotOpen("this bus has no database, so it has no half log to relay")
             check_all_databases(self.service, self.databases)
+            if self.native:
+                return
             self.relay = Relay(
                 self.service,
                 half_topic(self.service),
@@ -332,11 +346,12 @@ class OpenBus:
                 self.maintenance.note_held,
             )
             self.relay.start()
-        return self.relay
 
     def _maintenance_budget(self) -> MaintenanceBudget:
         settings = self.settings
         return MaintenanceBudget(
+            # Keys are held by the half log only, so there is nothing to look for between two purges.
+            interval_s=settings.purge_interval_s if self.native else 1.0,
             purge_interval_s=settings.purge_interval_s,
             purge_batch=settings.purge_batch,
             ledger_retention_s=settings.ledger_retention_s,
@@ -368,6 +383,8 @@ class OpenBus:
         every message in the handlers' topics is handled and acknowledged."""
         if self.relay is not None and not self._settled(self.relay, timeout_s):
             return False
+        if isinstance(self.channel, NativeHalves) and not self.channel.wait_quiet(timeout_s):
+            return False
         return self.consuming.caught_up()
 
     def _settled(self, relay: Relay, timeout_s: float) -> bool:
@@ -385,6 +402,8 @@ class OpenBus:
     def health(self) -> BusHealth:
         handlers = self.consuming.health()
         relay = self.relay.health() if self.relay is not None else None
+        if isinstance(self.channel, NativeHalves):
+            relay = native_health(self.channel)
         ok = all(h.running and not h.error for h in handlers) and (relay is None or relay.running)
         return BusHealth(ok, handlers, relay)
 
@@ -411,9 +430,15 @@ def _prepare_topics(
 ) -> None:
     """Create what is missing, if that is wanted, and verify the rest."""
     specs = [
-        TopicSpec(name, topic.partitions or settings.topic_partitions, retention_s=settings.topic_retention_s)
+        TopicSpec(
+            name,
+            topic.partitions or settings.topic_partitions,
+            topic_kind(backend, topic, halves),
+            settings.topic_retention_s,
+        )
         for name, topic in topics.items()
     ]
+    halves = halves and not has_half_messages(backend)
     internal = TopicSpec(half_topic(service), settings.half_partitions, retention_s=None, internal=True)
     admin = backend.admin()
     try:
