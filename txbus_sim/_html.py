@@ -15,6 +15,7 @@ from txbus_sim._lanes import lanes
 from txbus_sim._lines import clean, to_text
 from txbus_sim._pagedata import PageData
 from txbus_sim._source import Place, place_at_end, shown_path, statement
+from txbus_sim._summary import Summary, summary_lines
 from txbus_sim._timeline import focus, process_name, seconds, timeline
 from txbus_sim._words import about, heading, in_short, outcome
 from txbus_sim.faults import Fault
@@ -35,12 +36,18 @@ class Tried(NamedTuple):
     result: RunResult
 
 
-def render_html(result: RunResult, told: Told | None = None, matrix: Iterable[Tried] = ()) -> str:
+def render_html(
+    result: RunResult,
+    told: Told | None = None,
+    matrix: Iterable[Tried] = (),
+    summary: Summary | None = None,
+) -> str:
     """The whole page for a run, failed or not, and for the runs of a crash matrix beside it.
 
-    Equal arguments give an equal page. ``matrix`` is read once, in order, and no history is kept,
-    so it may be a generator that runs each schedule when it is asked for. Whatever the histories
-    hold is shown as text: nothing of it can become markup or script.
+    Equal arguments give an equal page. ``summary`` is the exploration that the run is from.
+    ``matrix`` is read once, in order, and no history is kept, so it may be a generator that runs
+    each schedule when it is asked for. Whatever the histories hold is shown as text: nothing of it
+    can become markup or script.
     """
     told = told or Told()
     data = PageData(result)
@@ -60,6 +67,7 @@ def render_html(result: RunResult, told: Told | None = None, matrix: Iterable[Tr
         logs="\n".join(_logs(result)),
         details="\n".join(_details(verdict)),
         keeping="\n".join(_keeping(result, told)),
+        summary="\n".join(_summary(summary)),
         data=data.json(),
     )
 
@@ -283,6 +291,14 @@ def _details(verdict: Verdict | None) -> Iterator[str]:
         return
     yield '<section aria-labelledby="details-title"><h2 id="details-title">Details</h2>'
     yield f'<pre tabindex="0">{_text_lines(chr(10).join(verdict.details))}</pre></section>'
+
+
+def _summary(summary: Summary | None) -> Iterator[str]:
+    if summary is None:
+        return
+    text = to_text(summary_lines(summary, _FALLBACK_WIDTH), width=_FALLBACK_WIDTH, colour=False)
+    yield '<section aria-labelledby="summary-title"><h2 id="summary-title">The exploration</h2>'
+    yield f'<pre tabindex="0">{_text_lines(text)}</pre></section>'
 
 
 def _keeping(result: RunResult, told: Told) -> Iterator[str]:

@@ -102,7 +102,7 @@ def _break(text: str, width: int, least: int) -> int:
             break
         fits = at + 1
     space = text.rfind(" ", least, fits + 1)
-    return space if space > least + (width - least) // 2 else fits
+    return space if space > least + (width - least) // 3 else fits
 
 
 def to_text(lines: Iterable[Line], *, width: int, colour: bool) -> str:

@@ -1,29 +1,44 @@
 """The report of a failing run as text: what failed, the shortest way there, and how to keep it.
 
-In this order: the user's own assertion with its source, or the verdict in one sentence; the shortest
+A failure is told in this order: the user's own assertion with its source, or the verdict in one sentence; the shortest
 schedule; for each deviation the run that passes without it; the timeline; the logs; details; rows of
 a dialect's table that nobody verified; the file to commit; the command that replays it.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from txbus_sim import history as h
 from txbus_sim._lanes import lanes
 from txbus_sim._lines import Line, Span, Style, clean, line, to_text, wrap
 from txbus_sim._source import Place, place_at_end, shown_path, statement
+from txbus_sim._summary import Summary, summary_lines
 from txbus_sim._timeline import focus, process_name, seconds, timeline
 from txbus_sim._words import about, heading, outcome
 from txbus_sim.history import History
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Deviation, Schedule
 
-__all__ = ["LOGS_MAX", "ROWS_MAX", "WIDTH", "Needed", "Told", "logs", "render_failure"]
+__all__ = [
+    "LOGS_MAX",
+    "ROWS_MAX",
+    "WIDTH",
+    "Needed",
+    "Summary",
+    "Told",
+    "logs",
+    "look",
+    "render_failure",
+    "render_summary",
+    "replay_command",
+]
 
 WIDTH = 160
 ROWS_MAX = 80
@@ -85,6 +100,20 @@ def render_failure(
         _keeping(result.schedule, told, width),
     )
     return to_text(_joined(parts), width=width, colour=colour)
+
+
+def look(out: TextIO) -> tuple[int, bool]:
+    """The width and whether to colour, for what is printed to ``out``: a terminal's own width; 160
+    columns and no colours elsewhere, or with the environment variable NO_COLOR."""
+    if not out.isatty():
+        return WIDTH, False
+    return shutil.get_terminal_size((WIDTH, 24)).columns, not os.environ.get("NO_COLOR")
+
+
+def render_summary(summary: Summary, *, width: int = WIDTH, colour: bool = False) -> str:
+    """What an exploration came to: counts, failures, faults by operation with those that never took
+    place, properties and `sometimes` with those that were never put to the test."""
+    return to_text(summary_lines(summary, width), width=width, colour=colour)
 
 
 def _joined(parts: Sequence[Iterator[Line]]) -> Iterator[Line]:

@@ -132,7 +132,6 @@ def run(schedule: str = "", change: Callable[[Shop], object] | None = None, site
             f"message {shop.lost()[0]} of topic orders is lost: its row is committed, and it was never visible",
             (f"shop.orders has the row of {shop.lost()[0]}", "learned: shop.orders (id) and topic orders (id)"),
             site,
-            ("kafka/late-end: a late EndTxn is refused by its epoch (assumed)",),
         )
     return RunResult(Schedule.of(deviations), verdict, world.history, virtual_ns=world.now_ns, steps=world.steps)
 

@@ -16,8 +16,9 @@ import pytest
 from tests.simulation import report_story as story
 from txbus_sim import history as h
 from txbus_sim._html import Tried, render_html
+from txbus_sim.faults import Fault
 from txbus_sim.history import History
-from txbus_sim.report import Told
+from txbus_sim.report import Summary, Told
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Deviation, Schedule
 
@@ -79,7 +80,8 @@ def evil() -> str:
     schedule = Schedule((deviation,), EVIL)
     result = RunResult(schedule, verdict, history)
     told = Told((story.Need(deviation, Schedule(), verdict),), Path("a&b<c>.sched"), command=EVIL)
-    return render_html(result, told, [Tried(f"{EVIL}:4", result)])
+    summary = Summary(1, 0, ((verdict, 1),), coverage={(EVIL, Fault.TORN): 0}, premises={EVIL: 0})
+    return render_html(result, told, [Tried(f"{EVIL}:4", result)], summary)
 
 
 @pytest.mark.parametrize("page", [story.page(), evil()], ids=["shop", "evil"])
@@ -155,6 +157,14 @@ def test_run_that_passed_has_a_page_too() -> None:
     page = render_html(story.run())
     assert "PASSED" in page
     assert "The shortest schedule" not in page
+
+
+def test_exploration_is_summed_up_below() -> None:
+    """The figures of the exploration stand in the page as they do in the terminal."""
+    summary = Summary(runs=7, passed=6, premises={"order-per-key": 0})
+    page = render_html(story.run(), summary=summary)
+    assert "7 schedules run" in page
+    assert "order-per-key: VACUOUS" in page
 
 
 def test_matrix_is_read_as_it_is_made() -> None:

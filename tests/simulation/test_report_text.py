@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from txbus.spi import Outcome
 from txbus_sim import history as h
 from txbus_sim._lines import cells
 from txbus_sim._timeline import focus, timeline
+from txbus_sim._words import heading
 from txbus_sim.faults import Fault
 from txbus_sim.history import History, Record
 from txbus_sim.report import Told, render_failure
@@ -62,7 +64,9 @@ def test_same_run_gives_the_same_text_to_the_letter() -> None:
 def test_parts_stand_in_their_order() -> None:
     """First what failed, then how to get there, last what to do with it."""
     result, told = lost()
-    text = render_failure(result, told)
+    assert result.verdict is not None
+    assumed = replace(result.verdict, assumed=("rocketmq overdue: a delivery timestamp that is over means at once",))
+    text = render_failure(replace(result, verdict=assumed), told)
     places = [text.index(part) for part in PART]
     assert places == sorted(places)
 
@@ -297,3 +301,12 @@ def test_run_that_passed_has_no_report() -> None:
     """A report of a run that passed is a mistake of the caller."""
     with pytest.raises(AssertionError, match="passed"):
         render_failure(story.run())
+
+
+def test_reference_page_shows_the_report_as_it_is() -> None:
+    """The example in the documentation is the report on file, and every kind of failure is explained there."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "sim-report.md").read_text("utf-8")
+    assert f"```text\n{GOLDEN.read_text('utf-8')}```\n" in page
+    for kind in VerdictKind:
+        word = heading(Verdict(kind, "", "")).strip()
+        assert f"| `{word}`" in page
