@@ -104,7 +104,8 @@ def _patch_processes(patches: Patches) -> None:
             owner = getattr(importlib.import_module(module), name)
         except ImportError:  # no semaphores, or no shared memory, on this system
             continue
-        patches.method(owner, "__init__", _refusing(f"multiprocessing ({name})", _PROCESS))
+        state = {"_state": "INIT"} if name == "Pool" else {}
+        patches.method(owner, "__init__", _refusing_to_make(f"multiprocessing ({name})", _PROCESS, **state))
     _functions(patches, importlib.import_module("multiprocessing.connection"), ("Pipe", "wait", "Client"), _PROCESS)
 
 
@@ -122,12 +123,7 @@ def _patch_asyncio(patches: Patches) -> None:
     _functions(patches, asyncio, ("run", "new_event_loop"), _ASYNC)
     patches.method(asyncio.Runner, "__init__", _refusing("asyncio", _ASYNC))
 
-    def loop(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
-        if current_process() is not None:
-            self._closed = True  # its __del__ looks
-            refuse("an asyncio event loop", _ASYNC)
-        original(self, *args, **kwargs)
-
+    loop = _refusing_to_make("an asyncio event loop", _ASYNC, _closed=True)
     patches.method(asyncio.BaseEventLoop, "__init__", loop)
 
 
@@ -150,3 +146,16 @@ def _refusing(what: str, instead: str) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return call
+
+
+def _refusing_to_make(what: str, instead: str, **attributes: Any) -> Callable[..., Any]:
+    """For ``__init__``; the attributes are what ``__del__`` of the object that is never made looks at."""
+
+    def init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+        if current_process() is not None:
+            for name, value in attributes.items():
+                setattr(self, name, value)
+            refuse(what, instead)
+        original(self, *args, **kwargs)
+
+    return init
