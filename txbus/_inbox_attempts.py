@@ -70,12 +70,12 @@ class Attempts:
             return False
         if self._counted:
             return True
-        position = run.received.position
-        claim = self._claims.get(position.where)
-        if claim is None or claim.gain != run.ownership.gain or position.offset >= claim.below:
+        where, offset = run.ownership.where, run.received.position.offset
+        claim = self._claims.get(where)
+        if claim is None or claim.gain != run.ownership.gain or offset >= claim.below:
             with self._lock:
-                claim = self._claim(run, position.where, position.offset)
-        return claim.start <= position.offset < claim.below
+                claim = self._claim(run, where, offset)
+        return claim.start <= offset < claim.below
 
     def _claim(self, run: Run, where: TopicPartition, offset: int) -> _Claim:
         claim = self._claims.get(where)

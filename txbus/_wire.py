@@ -169,11 +169,13 @@ def identity(received: Received) -> tuple[str, str]:
     version = headers.get(SPECVERSION)
     if version is None or not version.startswith("1."):
         raise DecodeError(f"ce_specversion is {version!r} beside ce_id={message_id!r}: not CloudEvents 1.x")
-    for name, value in (("ce_id", message_id), ("ce_source", source)):
-        if not value or len(value) > _ID_MAX or not value.isprintable():
-            raise DecodeError(f"{name}={value!r:.100} is no identity: 1 to {_ID_MAX} printable characters")
-    assert message_id is not None and source is not None
-    return source, message_id
+    return _identifying("ce_source", source), _identifying("ce_id", message_id)
+
+
+def _identifying(name: str, value: str | None) -> str:
+    if not value or len(value) > _ID_MAX or not value.isprintable():
+        raise DecodeError(f"{name}={value!r:.100} is no identity: 1 to {_ID_MAX} printable characters")
+    return value
 
 
 def log_identity(received: Received) -> tuple[str, str]:

@@ -198,24 +198,24 @@ class Sqlite(Flavour):
     def insert_waiting(
         self, connection: Connection, statement: Statement, values: Mapping[str, Any], wait_s: float
     ) -> int:
-        # Every handler's first statement: one cursor for the limit and the INSERT costs a third of
-        # going through the Connection.
+        # Every handler's first statement: asking the driver's connection costs a third of going
+        # through the Connection.
         pooled = connection.connection
-        cursor: Any = pooled.cursor()
+        driver_connection: Any = pooled.dbapi_connection
+        own = pooled.info.get(_OWN_BUSY_TIMEOUT)
+        if own is None:
+            own = pooled.info[_OWN_BUSY_TIMEOUT] = driver_connection.execute("PRAGMA busy_timeout").fetchone()[0]
+        wanted = _whole_milliseconds(wait_s)
+        if wanted != own:
+            driver_connection.execute(f"PRAGMA busy_timeout={wanted}").close()
         try:
-            own = pooled.info.get(_OWN_BUSY_TIMEOUT)
-            if own is None:
-                own = pooled.info[_OWN_BUSY_TIMEOUT] = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
-            wanted = _whole_milliseconds(wait_s)
-            if wanted == own:
-                return int(cursor.execute(statement.sql, statement.parameters(values)).rowcount)
-            cursor.execute(f"PRAGMA busy_timeout={wanted}")
-            try:
-                return int(cursor.execute(statement.sql, statement.parameters(values)).rowcount)
-            finally:
-                cursor.execute(f"PRAGMA busy_timeout={own}")
-        finally:
+            cursor = driver_connection.execute(statement.sql, statement.parameters(values))
+            inserted = int(cursor.rowcount)
             cursor.close()
+            return inserted
+        finally:
+            if wanted != own:
+                driver_connection.execute(f"PRAGMA busy_timeout={own}").close()
 
     def autocommits(self, connection: Connection) -> bool:
         if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
