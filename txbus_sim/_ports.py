@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from txbus.spi import Condition, Local, Lock, Ports, Task
-from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, Wait, current_process, current_strand
+from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, Wait, current_process, current_strand, nanoseconds
 from txbus_sim.errors import ProcessIsDead
 from txbus_sim.faults import CRASHES, Fault, Faults
 from txbus_sim.history import Logged
@@ -43,7 +43,7 @@ class _Clock:
 
     def sleep_s(self, seconds: float) -> None:
         fault = self._world.enter("clock.sleep", _SLEEP)
-        self._world.sleep_ns(round(seconds * _S))
+        self._world.sleep_ns(nanoseconds(seconds))
         self._world.leave(fault)
 
 
@@ -65,7 +65,7 @@ class _Task:
     def join(self, timeout_s: float | None = None) -> bool:
         """In virtual time; True if it has ended."""
         strand, world = self._strand, self._strand.process.world
-        deadline_ns = None if timeout_s is None else world.now_ns + round(timeout_s * _S)
+        deadline_ns = None if timeout_s is None else world.now_ns + nanoseconds(timeout_s)
         mine = current_strand()
         while not strand.ended and (deadline_ns is None or world.now_ns < deadline_ns):
             strand.joiners.append(mine)
@@ -98,7 +98,7 @@ class _Lock:
             return True
         if not blocking or timeout == 0:
             return False
-        deadline_ns = None if timeout < 0 else self._world.now_ns + round(timeout * _S)
+        deadline_ns = None if timeout < 0 else self._world.now_ns + nanoseconds(timeout)
         self._queue.append(strand)
         if self._world.park(Wait("lock", "a lock", self.owner), deadline_ns):
             # Whoever released it has handed it over, so that nobody overtakes.
@@ -160,7 +160,7 @@ class _Condition:
         self._waiting: deque[Strand] = deque()
 
     def wait(self, timeout: float | None = None) -> bool:
-        deadline_ns = None if timeout is None else self._world.now_ns + max(0, round(timeout * _S))
+        deadline_ns = None if timeout is None else self._world.now_ns + max(0, nanoseconds(timeout))
         strand = current_strand()
         depth = self._lock.release_fully()
         self._waiting.append(strand)

@@ -41,6 +41,7 @@ __all__ = [
     "World",
     "current_process",
     "current_strand",
+    "nanoseconds",
 ]
 
 BEGAN_AT_WALL_NS = 1_767_225_600 * 1_000_000_000
@@ -578,6 +579,11 @@ def current_process() -> Process | None:
     """The process that is running, None outside of a simulation."""
     strand = getcurrent()
     return strand.process if type(strand) is Strand else None
+
+
+def nanoseconds(seconds: float) -> int:
+    """A time to wait. Never rounded to nothing: who loops until a time has come would loop for ever."""
+    return round(seconds * 1_000_000_000) or (1 if seconds > 0 else 0)
 
 
 def void(_: object) -> None:

@@ -20,6 +20,7 @@ from txbus_sim._world import (
     World,
     current_process,
     current_strand,
+    nanoseconds,
 )
 from txbus_sim.faults import CRASHES, Fault, Faults
 from txbus_sim.history import FaultHappened, Point, ProcessEnded, ProcessStarted
@@ -406,3 +407,10 @@ def test_points_are_crash_points_of_living_processes() -> None:
     run(made, a=steps(made, log))
     assert [str(point.address) for point in made.history.points()] == ["a/step#1", "a/step#2", "a/step#3"]
     assert all(type(point) is Point for point in made.history.points())
+
+
+def test_no_wait_is_rounded_to_nothing() -> None:
+    """A wait of less than a nanosecond lasts one: time goes on for who loops until it has come."""
+    assert nanoseconds(1e-12) == 1
+    assert nanoseconds(0.0) == 0
+    assert nanoseconds(1.5) == 1_500_000_000

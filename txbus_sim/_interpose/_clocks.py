@@ -17,7 +17,7 @@ import time_machine
 from greenlet import getcurrent
 
 from txbus_sim._interpose._patches import Patches
-from txbus_sim._world import BEGAN_AT_WALL_NS, Strand
+from txbus_sim._world import BEGAN_AT_WALL_NS, Strand, nanoseconds
 from txbus_sim.faults import CRASHES, Fault, Faults
 
 __all__ = ["patch_clocks", "wall_ns"]
@@ -92,7 +92,7 @@ def _sleep(original: Callable[[float], None], seconds: float, /) -> None:
         raise ValueError("sleep length must be non-negative")
     world = strand.process.world
     fault = world.enter("clock.sleep", _SLEEP)
-    world.sleep_ns(round(seconds * _S))
+    world.sleep_ns(nanoseconds(seconds))
     world.leave(fault)
     return None
 

@@ -19,7 +19,7 @@ from typing import Any
 from greenlet import getcurrent
 
 from txbus_sim._interpose._patches import Patches, stand_in_class
-from txbus_sim._world import Process, Strand, Wait
+from txbus_sim._world import Process, Strand, Wait, nanoseconds
 
 __all__ = ["REAL_LOCKS", "SimLock", "SimRLock", "patch_locks"]
 
@@ -249,7 +249,7 @@ def _deadline_ns(strand: Strand, blocking: bool, timeout: float) -> int | None:
         raise ValueError("timeout value must be a non-negative number")
     if timeout > _FOREVER_S:
         raise OverflowError("timeout value is too large")
-    return strand.process.world.now_ns + round(timeout * _S) if timeout else 0
+    return strand.process.world.now_ns + nanoseconds(timeout) if timeout else 0
 
 
 # making them
@@ -339,7 +339,7 @@ def _waiting(original: Callable[..., bool]) -> Callable[..., bool]:
         if not self._is_owned():
             raise RuntimeError("cannot wait on un-acquired lock")
         world = strand.process.world
-        deadline_ns = None if timeout is None else world.now_ns + max(0, round(timeout * _S))
+        deadline_ns = None if timeout is None else world.now_ns + max(0, nanoseconds(timeout))
         waiter = _Waiter(strand)
         self._waiters.append(waiter)
         state = self._release_save()

@@ -21,7 +21,7 @@ from txbus_sim._interpose._locks import REAL_LOCKS, SimLock
 from txbus_sim._interpose._patches import Patches
 from txbus_sim._interpose._place import refuse
 from txbus_sim._interpose._switch import switch
-from txbus_sim._world import Process, Strand, Wait, current_process, current_strand
+from txbus_sim._world import Process, Strand, Wait, current_process, current_strand, nanoseconds
 from txbus_sim.errors import ProcessIsDead
 from txbus_sim.faults import CRASHES
 from txbus_sim.history import Logged
@@ -209,7 +209,7 @@ def _join(original: Callable[..., None], self: Any, timeout: float | None = None
 
 def _await(theirs: Strand, mine: Strand, timeout: float | None) -> bool:
     world = mine.process.world
-    deadline_ns = None if timeout is None else world.now_ns + max(0, round(timeout * _S))
+    deadline_ns = None if timeout is None else world.now_ns + max(0, nanoseconds(timeout))
     while not theirs.ended and (deadline_ns is None or world.now_ns < deadline_ns):
         theirs.joiners.append(mine)
         world.park(Wait("thread", f"the end of thread {theirs.name}", theirs), deadline_ns)

@@ -12,7 +12,7 @@ from txbus_sim._kafka.member import GroupMember
 from txbus_sim._kafka.server import KafkaServer
 from txbus_sim._kafka.window import Owned
 from txbus_sim._network import LATENCY_NS, request
-from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, Wait, current_strand
+from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, Wait, current_strand, nanoseconds
 from txbus_sim.dialects.kafka import Code, Entry, Refusal
 from txbus_sim.errors import NotModelled
 from txbus_sim.faults import BROKER, CRASHES, RECEIVE, REQUEST, Fault, Faults
@@ -70,7 +70,7 @@ class SimReceiver:
         if fault is Fault.FAIL:
             raise BackendUnavailable(f"group {self._group!r}: the broker refused to answer")
         self._suffer(fault)
-        deadline_ns = self._world.now_ns + round(timeout_s * _S)
+        deadline_ns = self._world.now_ns + nanoseconds(timeout_s)
         self._member.polling = True
         try:
             batch = self._poll(max_messages, deadline_ns)

@@ -9,7 +9,7 @@ from txbus.spi import Envelope, PendingAppend, Receipt, TopicPartition
 from txbus_sim._kafka.labels import stable
 from txbus_sim._kafka.producer import Pending, ProducerClient, check_envelope
 from txbus_sim._kafka.server import KafkaServer
-from txbus_sim._world import Process
+from txbus_sim._world import Process, nanoseconds
 from txbus_sim.faults import CRASHES, REQUEST, Fault, Faults
 
 __all__ = ["SimSender"]
@@ -33,7 +33,7 @@ class SimSender:
     def send(self, envelopes: Sequence[Envelope], timeout_s: float) -> tuple[Receipt, ...]:
         """Each partition's batch is stored whole or not at all; several partitions are no unit."""
         self._check_open()
-        deadline_ns = self._world.now_ns + round(timeout_s * _S)
+        deadline_ns = self._world.now_ns + nanoseconds(timeout_s)
         batches: dict[TopicPartition, list[int]] = {}
         for number, envelope in enumerate(envelopes):
             check_envelope(envelope)
@@ -102,6 +102,6 @@ class _Append:
 
     def result(self, timeout_s: float) -> Receipt:
         world = self._producer.server.world
-        (receipt,) = self._producer.result(self._pending, world.now_ns + round(timeout_s * _S))
+        (receipt,) = self._producer.result(self._pending, world.now_ns + nanoseconds(timeout_s))
         world.leave(world.enter(f"broker.report:{stable(self._pending.where.topic)}", CRASHES))
         return receipt

@@ -17,7 +17,7 @@ from txbus.spi import (
 )
 from txbus_sim._rocketmq import wire
 from txbus_sim._rocketmq.server import SERVER, RocketmqServer, label, translated
-from txbus_sim._world import BEGAN_AT_WALL_NS, Process
+from txbus_sim._world import BEGAN_AT_WALL_NS, Process, nanoseconds
 from txbus_sim.dialects.rocketmq import MessageType, Popped, ServerStatus
 from txbus_sim.dialects.rocketmq_groups import Group
 from txbus_sim.dialects.rocketmq_messages import INTERNAL, INVALID_RECEIPT
@@ -86,7 +86,7 @@ class SimReceiver:
 
     def receive(self, max_messages: int, timeout_s: float) -> Batch:
         """Up to 32 messages. A redelivery wakes nobody: it is found by the next poll."""
-        deadline_ns = self._world.now_ns + max(0, round(timeout_s * _S))
+        deadline_ns = self._world.now_ns + max(0, nanoseconds(timeout_s))
         group = self._begin()
         self._renew(group)
         gained, lost = self._changes()
