@@ -51,8 +51,11 @@ class RocketmqServer:
 
     capabilities_of = staticmethod(capabilities)
 
-    def create_topic(self, name: str, queues: int, type: MessageType = MessageType.TRANSACTION) -> None:
-        """Make a topic before the run; one that exists stays as it is."""
+    def create_topic(self, name: str, queues: int, type: MessageType | None = None) -> None:
+        """Make a topic before the run; one that exists stays as it is. Without a type it is made for
+        half messages, and for others too where the rules allow mixed types."""
+        if type is None:
+            type = MessageType.MIXED if self.rules.mixed_types else MessageType.TRANSACTION
         self.broker.create_topic(name, type, queues)
 
     def begin(self, topics: Mapping[str, int]) -> None:
