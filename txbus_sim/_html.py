@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from txbus_sim._lanes import lanes
 from txbus_sim._lines import clean, to_text
-from txbus_sim._pagedata import PageData
+from txbus_sim._pagedata import PageData, schedule_name
 from txbus_sim._source import Place, place_at_end, shown_path, statement
 from txbus_sim._summary import Summary, summary_lines
 from txbus_sim._timeline import focus, process_name, seconds, timeline
@@ -30,7 +30,8 @@ _FALLBACK_WIDTH = 120
 
 class Tried(NamedTuple):
     """One run of the crash matrix: the source line of the operation (``file:line``, "" if it is no
-    line of the application's) and what the run with its one deviation came to."""
+    line of the application's), and what the run came to. Its schedule's last deviation is at that
+    operation; those before it, if any, caused the recovery that the operation is a part of."""
 
     site: str
     result: RunResult
@@ -200,13 +201,13 @@ _Matrix = dict[str, dict[str, _Operation]]
 def _matrix_rows(matrix: Iterable[Tried], data: PageData) -> _Matrix:
     rows: _Matrix = {}
     for site, tried in matrix:
-        (deviation,) = tried.schedule
+        deviation = tried.schedule.deviations[-1]
         address = deviation.address
         process = process_name(address.process)
         words = f"{process}: {address.label}"
         operation = rows.setdefault(site, {}).setdefault(words, _Operation(words, []))
         number = data.tried(tried)
-        operation.cells.append(_Cell(number, deviation.fault, str(deviation), tried.verdict))
+        operation.cells.append(_Cell(number, deviation.fault, schedule_name(tried.schedule), tried.verdict))
     return rows
 
 
@@ -219,7 +220,7 @@ def _matrix(rows: _Matrix) -> Iterator[str]:
     faults = [fault for fault in Fault if fault in tried]
     yield '<section class="matrix" aria-labelledby="matrix-title">'
     yield '<h2 id="matrix-title">Crash matrix</h2>'
-    yield f"<p>{len(cells)} runs with one fault each: {len(cells) - bad} passed, {bad} failed."
+    yield f"<p>{len(cells)} runs with a fault at one operation each: {len(cells) - bad} passed, {bad} failed."
     yield ' <span class="faint">Choose a run to see its timeline; arrow keys move between them.</span></p>'
     yield '<div class="controls"><label><input type="checkbox" id="only-bad"> Only failures</label></div>'
     heads = "".join(f'<th scope="col">{fault.value}</th>' for fault in faults)

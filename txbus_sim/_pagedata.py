@@ -10,12 +10,18 @@ from txbus_sim._lines import clean
 from txbus_sim._timeline import Kind, Timeline, focus, timeline
 from txbus_sim._words import about, in_short
 from txbus_sim.result import RunResult
+from txbus_sim.schedule import Schedule
 
-__all__ = ["PageData"]
+__all__ = ["PageData", "schedule_name"]
 
 _ROWS_OF_A_TRY_MAX = 150
 _ROWS_OF_THE_RUN_MAX = 3_000
 _KINDS = tuple(Kind)
+
+
+def schedule_name(schedule: Schedule) -> str:
+    """The deviations on one line, the last first: it is the one that the run was made for."""
+    return ", after ".join(map(str, reversed(schedule.deviations)))
 
 
 class PageData:
@@ -28,8 +34,7 @@ class PageData:
 
     def tried(self, result: RunResult) -> int:
         """Take a run of the crash matrix; its number, which is its address in the page."""
-        (deviation,) = result.schedule
-        self._tries.append(self._drawn(result, str(deviation), _ROWS_OF_A_TRY_MAX))
+        self._tries.append(self._drawn(result, schedule_name(result.schedule), _ROWS_OF_A_TRY_MAX))
         return len(self._tries) - 1
 
     def json(self) -> str:

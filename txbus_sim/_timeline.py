@@ -101,7 +101,8 @@ def timeline(history: History, *, every_point: bool = False) -> Timeline:
     ``every_point``: all operations, which are many for a service that polls.
     """
     named = columns(history)
-    alive = {name: not _is_process(name, history) for name in named}
+    processes = {process_name(one.process) for one in history if isinstance(one, h.ProcessStarted)}
+    alive = {name: name not in processes for name in named}
     shown = None if every_point else _shown_points(history)
     lost = casualties(history)
     made: list[Row] = []
@@ -135,6 +136,8 @@ def focus(whole: Timeline, about: Collection[str], rows_max: int) -> Timeline:
         if cell is not None and cell.kind is Kind.FAULT:
             near.update(told[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS + 1])
 
+    end = told[max(0, len(told) - _LAST_ROWS)]
+
     def rank(number: int) -> int:
         cell = whole.rows[number].cell
         assert cell is not None
@@ -144,7 +147,7 @@ def focus(whole: Timeline, about: Collection[str], rows_max: int) -> Timeline:
             return 1
         if number in near:
             return 2
-        return 3 if number in told[-_LAST_ROWS:] else 4
+        return 3 if number >= end else 4
 
     kept = set(sorted(told, key=lambda number: (rank(number), number))[:rows_max])
     return Timeline(whole.columns, tuple(_with_gaps(whole, kept)))
@@ -167,10 +170,6 @@ def _with_gaps(whole: Timeline, kept: Collection[int]) -> Iterator[Row]:
             gap = replace(gap, up=row.up, operations=gap.operations + row.operations, others=gap.others + others)
     if gap is not None:
         yield gap
-
-
-def _is_process(column: str, history: History) -> bool:
-    return any(isinstance(one, h.ProcessStarted) and process_name(one.process) == column for one in history)
 
 
 def _shown_points(history: History) -> set[int]:

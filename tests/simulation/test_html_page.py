@@ -132,7 +132,15 @@ def test_matrix_has_a_run_for_each_operation_before_and_after() -> None:
         assert attrs["class"] == ("bad" if failed else "good")
         assert str(attrs["aria-label"]).startswith(f"{next(iter(result.schedule))}: {'BROKEN' if failed else 'passed'}")
         assert data["strings"][data["tries"][number]["name"]] == str(next(iter(result.schedule)))
-    assert f"{len(runs)} runs with one fault each: {len(runs) - 4} passed, 4 failed." in page
+    assert f"{len(runs)} runs with a fault at one operation each: {len(runs) - 4} passed, 4 failed." in page
+
+
+def test_run_of_a_recovery_stands_at_its_second_fault() -> None:
+    """Two faults: the run stands in the matrix where the second one is, and names both."""
+    first, second = "orders/sql.commit:shop#1 crash-before", "orders+1/broker.send:orders#1 crash-before"
+    page = render_html(story.run(), None, [Tried("", story.run(f"{first}\n{second}"))])
+    assert "orders: broker.send:orders</th>" in page
+    assert f'aria-label="{second}, after {first}: BROKEN' in page
 
 
 def test_same_run_gives_the_same_page() -> None:
