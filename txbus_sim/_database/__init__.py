@@ -5,5 +5,6 @@ has not committed dies with its process; what it has survives. Locks are waited 
 """
 
 from txbus_sim._database._databases import Databases, SimDatabase
+from txbus_sim._database._interposed import interposed
 
-__all__ = ["Databases", "SimDatabase"]
+__all__ = ["Databases", "SimDatabase", "interposed"]

@@ -1,97 +1,120 @@
-"""A database connection of a simulated process: every statement is a point, every lock wait virtual."""
+"""A connection of a simulated process to a SQLite file: statements are points, lock waits are virtual."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
-from txbus_sim._database._functions import override
-from txbus_sim._database._statements import Statement, Verb, read
-from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, Wait, World, current_strand
-from txbus_sim.errors import ProcessIsDead
-from txbus_sim.faults import COMMIT, CRASHES, STATEMENT, Fault
-from txbus_sim.history import LocalCommitted, LocalRolledBack, RowChange
+from greenlet import getcurrent
 
-if TYPE_CHECKING:
-    from typing import Self
+from txbus_sim._database import _functions, _rows
+from txbus_sim._database._failures import dropped, full, locked, refuse, unreachable
+from txbus_sim._database._file import SimFile
+from txbus_sim._database._guard import in_connect_event
+from txbus_sim._database._statements import Statement, Verb, read, split
+from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, World
+from txbus_sim.errors import ProcessIsDead, SimulationError
+from txbus_sim.faults import COMMIT, CRASHES, STATEMENT, Fault, Faults
+from txbus_sim.history import LocalCommitted, LocalRolledBack
 
-__all__ = ["Journal", "SimConnection", "SimCursor", "SimFile", "is_dropped"]
+__all__ = ["SimConnection", "SimCursor", "open_connection"]
 
 _STATEMENT_NS = 100_000
-_COMMIT_NS = 400_000
+_COMMIT_NS = 500_000
+_CONNECT_NS = 500_000
+_BUSY = 5
 _BUSY_SNAPSHOT = 517
-_BUSY, _IOERR = 5, 10
+_CONNECT: Faults = (*CRASHES, Fault.FAIL)
+_ROLLBACK: Faults = (*CRASHES, Fault.DROP)
+_BROKER: Faults = (*CRASHES, Fault.FAIL)
+_WRITES = (Verb.INSERT, Verb.UPDATE, Verb.DELETE, Verb.DDL)
+_UNCHANGED = ("synchronous",)
+_MEMORY = "database connections"
+
+_Execute = Callable[[sqlite3.Cursor, str, Any], Any]
+_execute: _Execute = sqlite3.Cursor.execute
+_executemany: _Execute = sqlite3.Cursor.executemany
 
 
-class Journal(Protocol):
-    """Who looks at what a commit changed."""
+def open_connection(file: SimFile, process: Process, timeout_s: float = 5.0, **arguments: Any) -> SimConnection:
+    """A connection of a process. It waits for locks at most ``timeout_s`` of virtual time.
 
-    def before_commit(self, connection: sqlite3.Connection, tables: Sequence[str]) -> tuple[RowChange, ...] | None:
-        """Called right before, on the connection that commits; None if rows are not noted."""
-        ...
+    Point ``sql.connect:DATABASE``; refused, it raises what the driver raises for a file that cannot
+    be opened. ``arguments`` as `sqlite3.connect` takes them.
+    """
+    world = process.world
+    quiet = not file.kind.every_statement or in_connect_event()
+    fault = None if quiet else world.enter(file.connect_label, _CONNECT)
+    if fault is Fault.FAIL:
+        raise unreachable()
+    if not quiet:
+        world.sleep_ns(_CONNECT_NS)
+    arguments["check_same_thread"] = False
+    file.connections += 1
+    connection = SimConnection(file.path, timeout=0, **arguments)
+    connection._begin_life(file, process, round(timeout_s * 1000))
+    world.leave(fault)
+    return connection
 
-    def after_commit(self, process: Process, changes: tuple[RowChange, ...] | None) -> None:
-        """It is durable."""
-        ...
 
+class _Local:
+    """What a connection has done since its last local transaction ended."""
 
-class SimFile:
-    """One SQLite file of a run: who writes, and who waits for it."""
+    __slots__ = ("by_savepoint", "ddl", "marks", "read", "tables", "wrote")
 
-    def __init__(self, name: str, path: str, world: World, journal: Journal) -> None:
-        self.name = name
-        self.path = path
-        self.world = world
-        self.journal = journal
-        self.writer: SimConnection | None = None
-        self.waiting: list[Strand] = []
-        self.connections = 0
-
-    def free(self, connection: SimConnection) -> None:
-        """A connection ended its local transaction: whoever waits tries again, the first one first."""
-        if self.writer is connection:
-            self.writer = None
-            waiting, self.waiting = self.waiting, []
-            for strand in waiting:
-                self.world.unpark(strand)
-
-    def connect(self, process: Process, **arguments: Any) -> SimConnection:
-        """A connection of a process. Its ``timeout`` (seconds) is how long it waits for locks."""
-        timeout_s = float(arguments.pop("timeout", 5.0))
-        self.connections += 1
-        arguments["check_same_thread"] = False
-        connection = SimConnection(self.path, timeout=0, **arguments)
-        connection.file, connection.process, connection.world = self, process, self.world
-        connection.number, connection.timeout_ms = self.connections, round(timeout_s * 1000)
-        connection.tables, connection.dropped, connection.owner = {}, False, None
-        sqlite3.Connection.execute(connection, "PRAGMA synchronous = OFF").close()
-        override(connection, lambda: BEGAN_AT_WALL_NS + self.world.now_ns + process.wall_skew_ns, process.entropy)
-        process.at_death.append(connection.die)
-        return connection
+    def __init__(self) -> None:
+        self.wrote = False
+        """It has, or had to ask for, the write lock."""
+        self.read = False
+        """It has a snapshot: SQLite refuses it the lock at once if another one has it."""
+        self.ddl = False
+        self.by_savepoint = False
+        self.tables: dict[str, int] = {}
+        """Statements by table, as their texts name them."""
+        self.marks: list[tuple[str, int]] = []
+        """Savepoints, each with the number of notes before it."""
 
 
 class SimConnection(sqlite3.Connection):
-    """Made by `SimFile.connect` only. Belongs to one simulated process."""
+    """Made by `open_connection`. Used by the strands of one simulated process; inert once it is dead."""
 
-    file: SimFile
-    process: Process
-    world: World
-    number: int
-    timeout_ms: int
-    tables: dict[str, int]
-    """Rows changed since the last end of a local transaction, by table."""
-    dropped: bool
-    owner: Strand | None
+    _file: SimFile
+    _process: Process
+    _world: World
 
-    @property
-    def _gone(self) -> bool:
-        return self.world.closed or not self.process.alive
+    def _begin_life(self, file: SimFile, process: Process, timeout_ms: int) -> None:
+        self._file, self._process, self._world = file, process, process.world
+        self._number = file.connections
+        self._timeout_ms = timeout_ms
+        self._local = _Local()
+        self._closed = False
+        self._settled = not file.kind.every_statement
+        notes: list[_rows.Note] = []
+        self._notes = notes
+        wall = process.world
+        _functions.override(self, lambda: BEGAN_AT_WALL_NS + wall.now_ns + process.wall_skew_ns, process.entropy)
+        run = sqlite3.Cursor(self)
+        run.execute("PRAGMA synchronous = OFF")
+        if file.shapes is not None:
+            self.create_function(_rows.FUNCTION, -1, lambda *note: notes.append(note))
+            # The rows that REPLACE deletes are told, too.
+            run.execute("PRAGMA recursive_triggers = ON")
+        run.close()
+        _open_ones(process)[self._number, file.name] = weakref.ref(self)
+
+    # what the driver's own class does
 
     def cursor(self, factory: Any = None) -> Any:
-        if self._gone:
-            raise ProcessIsDead
-        return super().cursor(factory or SimCursor)
+        """A cursor; ``factory`` may be a class derived from `sqlite3.Cursor`."""
+        if factory is None:
+            return super().cursor(SimCursor)
+        if not isinstance(factory, type) or not issubclass(factory, sqlite3.Cursor):
+            raise refuse("a cursor factory that is no class", "derive a class from sqlite3.Cursor")
+        if not issubclass(factory, SimCursor):
+            factory = type(factory.__name__, (factory, SimCursor), {})
+        return super().cursor(factory)
 
     def execute(self, sql: str, parameters: Any = (), /) -> Any:
         return self.cursor().execute(sql, parameters)
@@ -102,87 +125,33 @@ class SimConnection(sqlite3.Connection):
     def executescript(self, script: str, /) -> Any:
         return self.cursor().executescript(script)
 
-    # ends of local transactions
-
     def commit(self) -> None:
-        if self._gone:
-            return
-        if not self.in_transaction:
+        self._check_alive()
+        if self._closed or not self.in_transaction:
             super().commit()
-            return
-        world = self.world
-        fault = world.enter(f"sql.commit:{self.file.name}", COMMIT)
-        if fault is Fault.FAIL:
-            raise _error("simulated: the commit was refused, database is locked", _BUSY)
-        if fault is Fault.DROP:
-            self.drop("dropped")
-            raise _dropped("simulated: the connection broke before the commit arrived")
-        self.commit_now(answered=fault is not Fault.ANSWER_LOST)
-        if fault is Fault.ANSWER_LOST:
-            self.drop("dropped")
-            raise _dropped("simulated: the connection broke after the commit arrived")
-        world.leave(fault)
-        world.sleep_ns(_COMMIT_NS)
-
-    def commit_now(self, *, answered: bool) -> None:
-        """Make it durable, and note what became so."""
-        file, tables = self.file, self.tables
-        changes = file.journal.before_commit(self, tuple(tables)) if tables else ()
-        super().commit()
-        self.tables = {}
-        file.free(self)
-        self.world.history.add(
-            LocalCommitted(
-                self.world.now_ns, self.process.key, file.name, self.number, _named(tables), answered, changes
-            )
-        )
-        file.journal.after_commit(self.process, changes)
-        if tables:
-            self.world.progress()
+        else:
+            self._commit(super().commit)
 
     def rollback(self) -> None:
-        if self._gone:
+        if self._is_dead():
             return
-        if not self.in_transaction:
+        if self._closed or not self.in_transaction:
             super().rollback()
-            return
-        fault = self.world.enter(f"sql.rollback:{self.file.name}", CRASHES)
-        self._roll_back("asked")
-        self.world.leave(fault)
-
-    def _roll_back(self, why: str) -> None:
-        if self.tables:
-            self.world.history.add(
-                LocalRolledBack(self.world.now_ns, self.process.key, self.file.name, self.number, why)
-            )
-        super().rollback()
-        self.tables = {}
-        self.file.free(self)
-
-    def drop(self, why: str) -> None:
-        """The connection breaks: what it has not committed is rolled back."""
-        self.dropped = True
-        try:
-            if self.in_transaction:
-                self._roll_back(why)
-            super().close()
-        except sqlite3.ProgrammingError:
-            pass  # closed already
-
-    def die(self) -> None:
-        """The process is gone: the server rolls back."""
-        self.drop("crash")
-        self.file.free(self)
+        else:
+            self._roll_back(super().rollback)
 
     def close(self) -> None:
-        if self._gone:
+        """Rolls back, and is no point. A dead process closes nothing: the server has done it."""
+        if self._closed or self._is_dead():
             return
-        if not self.dropped and self.in_transaction:
-            self._roll_back("asked")
-        super().close()
+        self._end_life("asked")
+
+    def __enter__(self) -> SimConnection:
+        self._check_alive()
+        return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any, /) -> Any:
-        # The module's own calls its COMMIT directly, past `commit`.
+        # The driver's own calls its COMMIT and ROLLBACK past the methods.
         if kind is not None:
             self.rollback()
             return False
@@ -194,104 +163,269 @@ class SimConnection(sqlite3.Connection):
         return False
 
     def __del__(self) -> None:
-        """Nothing: whoever dropped it last may be another process."""
+        # As the driver does with a connection that was dropped without being closed.
+        if not getattr(self, "_closed", True) and not self._is_dead():
+            self._end_life("asked")
 
+    def backup(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        raise refuse("Connection.backup", "copy the rows by statements")
 
-class SimCursor(sqlite3.Cursor):
-    """Statements are points; see `SimConnection`."""
+    def deserialize(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        raise refuse("Connection.deserialize", "make the schema in sim.database(name, schema=...)")
 
-    connection: SimConnection
+    def blobopen(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        raise refuse("Connection.blobopen", "read and write the column by statements")
 
-    def execute(self, sql: str, parameters: Any = (), /) -> Self:
-        statement = read(sql)
-        connection = self.connection
-        if connection._gone:
+    def enable_load_extension(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        raise refuse("a SQLite extension", "register a function with create_function")
+
+    # life and death
+
+    def _is_dead(self) -> bool:
+        return not self._process.alive or self._world.closed
+
+    def _check_alive(self) -> None:
+        """Unwinds the frames of a dead process; a living one learns that the connection is gone."""
+        strand = getcurrent()
+        process = self._process
+        if type(strand) is Strand and strand.process is process:
+            if not process.alive or self._world.closed:
+                self._world.inert(strand)
+        elif not process.alive or self._world.closed:
+            if type(strand) is Strand and strand.process.alive and not strand.process.world.closed:
+                raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
             raise ProcessIsDead
-        match statement.verb:
-            case Verb.PRAGMA:
-                return self._pragma(statement.sql)
-            case Verb.COMMIT:
-                connection.commit()
-                return self
-            case Verb.ROLLBACK:
-                connection.rollback()
-                return self
-            case _:
-                self._operate(statement, lambda: super(SimCursor, self).execute(statement.sql, parameters))
-                return self
-
-    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
-        statement = read(sql)
-        if self.connection._gone:
-            raise ProcessIsDead
-        rows = list(parameters)
-        self._operate(statement, lambda: super(SimCursor, self).executemany(statement.sql, rows))
-        return self
-
-    def executescript(self, script: str, /) -> Self:
-        """As the module does: what is open is committed first; then statement by statement."""
-        self.connection.commit()
-        text = ""
-        for piece in script.split(";"):
-            text += piece + ";"
-            if sqlite3.complete_statement(text):
-                if text.strip(" \t\r\n;"):
-                    self.execute(text)
-                text = ""
-        return self
-
-    def _pragma(self, sql: str) -> Self:
-        """No point; the time to wait for locks is kept here, because it is virtual."""
-        name, _, value = sql.partition("=")
-        if name.split()[-1].lower().rstrip(";") == "busy_timeout":
-            if value:
-                self.connection.timeout_ms = int(value.strip(" ;'\""))
-            return super().execute("SELECT ?", (self.connection.timeout_ms,))
-        return super().execute(sql)
-
-    def _operate(self, statement: Statement, perform: Any) -> None:
-        connection = self.connection
-        world, file = connection.world, connection.file
-        fault = world.enter(statement.label(file.name), STATEMENT)
-        if fault is Fault.FAIL:
-            raise _error("simulated: the statement failed, database is locked", _BUSY)
-        if fault is Fault.DROP:
-            connection.drop("dropped")
-            raise _dropped("simulated: the connection broke")
-        changed_before = connection.total_changes
-        self._perform(statement, perform)
-        if statement.verb.writes:
-            # Not `rowcount`: it is 0 for a statement that returns rows.
-            counted = connection.total_changes - changed_before
-            connection.tables[statement.table] = connection.tables.get(statement.table, 0) + counted
-        if statement.verb.writes or statement.begins_writing:
-            if connection.in_transaction:
-                file.writer, connection.owner = connection, current_strand()
-            else:
-                self._committed_itself()
-        world.leave(fault)
-        world.sleep_ns(_STATEMENT_NS)
-
-    def _committed_itself(self) -> None:
-        """Autocommit: the statement was a local transaction of its own."""
-        connection = self.connection
-        tables, connection.tables = connection.tables, {}
-        if not any(tables.values()):
-            return
-        file, world = connection.file, connection.world
-        changes = file.journal.before_commit(connection, tuple(tables))
-        world.history.add(
-            LocalCommitted(
-                world.now_ns, connection.process.key, file.name, connection.number, _named(tables), True, changes
+        else:
+            raise SimulationError(
+                f"a connection of process {process.key} to database {self._file.name!r} is used outside of it: make "
+                "the engine, or connect, within the process function, so that each process has its own"
             )
-        )
-        file.journal.after_commit(connection.process, changes)
-        world.progress()
 
-    def _perform(self, statement: Statement, perform: Any) -> None:
-        """Run it; while another connection has the lock, wait in virtual time."""
-        connection = self.connection
-        world, file = connection.world, connection.file
+    def _end_life(self, why: str) -> None:
+        """Roll back and close for good."""
+        self._closed = True
+        _open_ones(self._process).pop((self._number, self._file.name), None)
+        if self.in_transaction:
+            super().rollback()
+        self._rolled_back(why)
+        super().close()
+
+    def _die(self) -> None:
+        """The process is gone: its server rolls back what it had not committed."""
+        if not self._closed:
+            self._end_life("crash")
+
+    def _drop(self) -> None:
+        self._end_life("dropped")
+
+    # statements
+
+    def _perform(self, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any) -> None:
+        self._check_alive()
+        statement = read(sql)
+        match statement.verb:
+            case Verb.SELECT:
+                self._select(statement, call, cursor, sql, parameters)
+            case Verb.INSERT | Verb.UPDATE | Verb.DELETE | Verb.DDL:
+                self._write(statement, call, cursor, sql, parameters)
+            case Verb.PRAGMA:
+                self._pragma(statement, call, cursor, sql)
+            case Verb.BEGIN:
+                self._begin(statement, call, cursor, sql)
+            case Verb.COMMIT if self.in_transaction:
+                self._commit(lambda: call(cursor, sql, parameters))
+            case Verb.ROLLBACK if self.in_transaction:
+                self._roll_back(lambda: call(cursor, sql, parameters))
+            case Verb.SAVEPOINT | Verb.RELEASE | Verb.ROLLBACK_TO:
+                self._savepoint(statement, call, cursor, sql, parameters)
+            case Verb.ATTACH:
+                raise refuse("ATTACH", "declare a database of its own and open a second connection")
+            case _:
+                call(cursor, sql, parameters)
+
+    def _select(self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any) -> None:
+        fault = None
+        if not statement.name.startswith("sqlite_") and self._is_point():
+            fault = self._enter(self._file.label(statement), STATEMENT)
+        self._patiently(lambda: call(cursor, sql, parameters))
+        if self.in_transaction:
+            self._local.read = True
+        self._world.leave(fault)
+
+    def _write(self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any) -> None:
+        local, notes = self._local, self._notes
+        if call is _executemany and not isinstance(parameters, (list, tuple)):
+            parameters = list(parameters)  # it may have to be tried again
+        alone = not self.in_transaction and (self.isolation_level is None or not statement.begun_by_driver)
+        fault = None
+        if self._is_point():
+            fault = self._enter(self._file.label(statement), COMMIT if alone else STATEMENT)
+        elif alone and not self._file.kind.every_statement:
+            fault = self._enter(self._file.label_of_commit({statement.name: 1}), _BROKER)
+        before = len(notes)
+        try:
+            self._patiently(lambda: call(cursor, sql, parameters))
+        except BaseException:
+            if not statement.keeps_rows and call is not _executemany:
+                # SQLite undoes what the statement had done. Of many, each is a statement.
+                del notes[before:]
+            self._after_failure()
+            raise
+        local.wrote = True
+        table = statement.name or "sqlite_schema"
+        local.tables[table] = local.tables.get(table, 0) + 1
+        if statement.verb is Verb.DDL:
+            local.ddl = True
+            if self._file.shapes is not None:
+                self._file.shapes.follow(self)
+        if self.in_transaction:
+            self._file.hold(self._number)
+            self._world.leave(fault)
+        else:
+            self._durable(fault)
+
+    def _after_failure(self) -> None:
+        """A statement failed: SQLite keeps the local transaction, with its lock, or has ended it."""
+        if self._closed:
+            return
+        if self.in_transaction:
+            if self._local.wrote:
+                self._file.hold(self._number)
+        else:
+            self._rolled_back("refused")
+
+    def _begin(self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str) -> None:
+        fault = self._enter(self._file.label(statement), STATEMENT) if self._is_point() else None
+        self._patiently(lambda: call(cursor, sql, ()))
+        if statement.takes_lock:
+            self._local.wrote = True
+            self._file.hold(self._number)
+        self._world.leave(fault)
+
+    def _savepoint(
+        self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any
+    ) -> None:
+        """No point: nobody else sees one. The release of an outermost one is a COMMIT."""
+        local = self._local
+        names = [name for name, _ in local.marks]
+        if statement.verb is Verb.SAVEPOINT:
+            begins = not self.in_transaction
+            call(cursor, sql, parameters)
+            local.by_savepoint = local.by_savepoint or begins
+            local.marks.append((statement.name, len(self._notes)))
+            return
+        place = len(names) - 1 - names[::-1].index(statement.name) if statement.name in names else None
+        if statement.verb is Verb.RELEASE:
+            if place == 0 and local.by_savepoint:
+                self._commit(lambda: call(cursor, sql, parameters))
+                return
+            call(cursor, sql, parameters)
+            del local.marks[place:]
+            return
+        call(cursor, sql, parameters)
+        if place is not None:
+            del self._notes[local.marks[place][1] :]
+            del local.marks[place + 1 :]
+
+    def _pragma(self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str) -> None:
+        """No point. How long to wait for locks is kept here, because it is virtual."""
+        match statement.name, statement.value:
+            case "busy_timeout", value:
+                if value is not None:
+                    self._timeout_ms = max(0, int(value))
+                call(cursor, "SELECT ? AS timeout", (self._timeout_ms,))
+            case name, str() if name in _UNCHANGED:
+                # A simulated crash is the process's, not the machine's: nothing needs to be synced.
+                call(cursor, "SELECT 0 WHERE 0", ())
+            case "journal_mode", str(value) if value.upper() != "WAL" and self._file.shapes is not None:
+                raise refuse(f"PRAGMA journal_mode = {value}", "leave it at WAL, which is the nearest to a server")
+            case "locking_mode", str(value) if value.upper() != "NORMAL":
+                raise refuse(f"PRAGMA locking_mode = {value}", "leave it at NORMAL")
+            case _:
+                self._patiently(lambda: call(cursor, sql, ()))
+
+    # ends of local transactions
+
+    def _commit(self, perform: Callable[[], object]) -> None:
+        local, file = self._local, self._file
+        if not local.wrote:
+            # Nothing becomes durable, so that a crash before and one after are the same.
+            perform()
+            self._over()
+            return
+        fault = None
+        if not file.kind.every_statement:
+            fault = self._enter(file.label_of_commit(local.tables), _BROKER)
+        elif self._is_point():
+            fault = self._enter(file.commit_label, COMMIT)
+        self._patiently(perform)
+        self._durable(fault)
+
+    def _durable(self, fault: Fault | None) -> None:
+        """What was written is durable: note it, and go on as the fault says."""
+        world, file, local = self._world, self._file, self._local
+        told = file.shapes is not None
+        counts, rows = _rows.changes(file.shapes, self._notes) if file.shapes is not None else ({}, ())
+        progress = local.ddl or bool(counts)
+        if not told:
+            progress = any(table not in file.kind.quiet_tables for table in local.tables)
+        ddl = local.ddl
+        self._over()
+        if told and (counts or ddl):
+            answered = fault is None or fault is Fault.PAUSE_AFTER
+            world.history.add(
+                LocalCommitted(world.now_ns, self._process.key, file.name, self._number, counts, answered, rows)
+            )
+        if progress:
+            world.progress()
+        if fault is Fault.ANSWER_LOST:
+            self._drop()
+            raise dropped("before the answer to the commit arrived")
+        world.leave(fault)
+
+    def _roll_back(self, perform: Callable[[], object]) -> None:
+        fault = None
+        if self._local.wrote and self._is_point():
+            fault = self._enter(self._file.rollback_label, _ROLLBACK)
+        perform()
+        self._rolled_back("asked")
+        self._world.leave(fault)
+
+    def _rolled_back(self, why: str) -> None:
+        """Note that what was written is gone."""
+        file, world = self._file, self._world
+        if self._local.wrote and file.shapes is not None:
+            world.history.add(LocalRolledBack(world.now_ns, self._process.key, file.name, self._number, why))
+        self._over()
+
+    def _over(self) -> None:
+        self._notes.clear()
+        self._local = _Local()
+        self._file.release(self._number)
+
+    # points
+
+    def _is_point(self) -> bool:
+        """Whether the calling statement is one: not while SQLAlchemy holds a lock around it."""
+        if not self._settled:
+            if in_connect_event():
+                return False
+            self._settled = True
+        return self._file.kind.every_statement
+
+    def _enter(self, label: str, faults: Faults) -> Fault | None:
+        world = self._world
+        fault = world.enter(label, faults)
+        if fault is Fault.FAIL:
+            raise locked() if self._file.kind.every_statement else full()
+        if fault is Fault.DROP:
+            self._drop()
+            raise dropped(f"before {label.partition(':')[0].removeprefix('sql.')} arrived")
+        world.sleep_ns(_COMMIT_NS if faults is COMMIT or faults is _BROKER else _STATEMENT_NS)
+        return fault
+
+    def _patiently(self, perform: Callable[[], object]) -> None:
+        """Run it; while another connection is in the way, wait in virtual time as the limit says."""
         deadline_ns: int | None = None
         while True:
             try:
@@ -299,39 +433,54 @@ class SimCursor(sqlite3.Cursor):
                 return
             except sqlite3.OperationalError as exc:
                 code = getattr(exc, "sqlite_errorcode", 0)
-                if code & 0xFF != _BUSY or code == _BUSY_SNAPSHOT or not connection.timeout_ms:
+                # Waiting would not make a snapshot newer; SQLite itself does not wait with one, since
+                # whoever has the lock may be waiting for this one to end.
+                if code & 0xFF != _BUSY or code == _BUSY_SNAPSHOT or self._local.read or not self._timeout_ms:
                     raise
                 if deadline_ns is None:
-                    deadline_ns = world.now_ns + connection.timeout_ms * 1_000_000
-                holder = file.writer
-                if holder is None or world.now_ns >= deadline_ns or holder is connection:
-                    raise
-                strand = current_strand()
-                file.waiting.append(strand)
-                wait = Wait("database lock", f"the write lock of database {file.name}", holder.owner)
-                if not world.park(wait, deadline_ns):
-                    if strand in file.waiting:
-                        file.waiting.remove(strand)
+                    deadline_ns = self._world.now_ns + self._timeout_ms * 1_000_000
+                if not self._file.wait(deadline_ns):
                     raise
 
 
-def _named(tables: Mapping[str, int]) -> dict[str, int]:
-    return {table: count for table, count in tables.items() if table}
+class SimCursor(sqlite3.Cursor):
+    """A cursor of a `SimConnection`. Rows are fetched without a point, as drivers fetch them ahead."""
+
+    connection: SimConnection
+
+    def execute(self, sql: str, parameters: Any = (), /) -> SimCursor:
+        self.connection._perform(_execute, self, sql, parameters)
+        return self
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> SimCursor:
+        self.connection._perform(_executemany, self, sql, parameters)
+        return self
+
+    def executescript(self, script: str, /) -> SimCursor:
+        """As the driver does: what is open is committed first, then statement by statement."""
+        connection = self.connection
+        connection.commit()
+        level, connection.isolation_level = connection.isolation_level, None
+        try:
+            for statement in split(script):
+                self.execute(statement)
+        finally:
+            connection.isolation_level = level
+        return self
 
 
-def is_dropped(error: BaseException) -> bool:
-    """Whether an error says that the connection is gone."""
-    return bool(getattr(error, "txbus_sim_dropped", False))
+def _open_ones(process: Process) -> dict[tuple[int, str], weakref.ref[SimConnection]]:
+    """The connections of a process, which die with it."""
+    found: dict[tuple[int, str], weakref.ref[SimConnection]] | None = process.memory.get(_MEMORY)
+    if found is None:
+        found = process.memory[_MEMORY] = {}
+        opened = found
 
+        def die() -> None:
+            for reference in list(opened.values()):
+                connection = reference()
+                if connection is not None:
+                    connection._die()
 
-def _error(text: str, code: int) -> sqlite3.OperationalError:
-    error = sqlite3.OperationalError(text)
-    names: Mapping[int, str] = {_BUSY: "SQLITE_BUSY", _IOERR: "SQLITE_IOERR"}
-    error.sqlite_errorcode, error.sqlite_errorname = code, names[code]
-    return error
-
-
-def _dropped(text: str) -> sqlite3.OperationalError:
-    error = _error(text, _IOERR)
-    error.txbus_sim_dropped = True  # type: ignore[attr-defined]
-    return error
+        process.at_death.append(die)
+    return found

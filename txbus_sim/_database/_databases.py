@@ -3,254 +3,244 @@
 from __future__ import annotations
 
 import os
-import random
+import re
 import shutil
 import sqlite3
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from txbus import Bus
-from txbus.stores.plugin import plugin
-from txbus_sim._database import _dialect
-from txbus_sim._database._connection import SimFile
-from txbus_sim._database._functions import override
-from txbus_sim._database._statements import read
+from sqlalchemy.util import LRUCache
+
+from txbus_sim._database import _dialect, _functions, _template
+from txbus_sim._database._connection import SimConnection, open_connection
+from txbus_sim._database._failures import refuse
+from txbus_sim._database._file import BROKER, SERVER, SimFile
+from txbus_sim._database._rows import Shapes
 from txbus_sim._world import BEGAN_AT_WALL_NS, Process, World, current_process
-from txbus_sim.errors import NotModelled, SimulationError
-from txbus_sim.history import RowChange
+from txbus_sim.errors import SimulationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 __all__ = ["Databases", "SimDatabase"]
 
-_Rows = dict[tuple[Any, ...], Mapping[str, Any]]
 _FAST = "/dev/shm"
-_connect_really = sqlite3.connect
+_COMPILED_MAX = 2_000
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_INSTEAD = "use sim.database(...).url with SQLAlchemy, or a file in the simulation's folder"
+
+
+class _Reader(sqlite3.Connection):
+    """A connection of no process. (The driver's own class has no weak references.)"""
 
 
 class SimDatabase:
-    """One database. Processes get ``url``; checks, which run outside of processes, ask `rows`."""
+    """One database of the runs. Processes get ``url``; checks, outside of processes, ask `rows`,
+    or SQLAlchemy by `engine`. Both see what is committed at the moment."""
 
-    def __init__(self, name: str, template: Path, path: Path) -> None:
+    def __init__(self, databases: Databases, name: str, schema: object, template: _template.Template) -> None:
+        self._databases = databases
         self.name = name
         self.url = f"sqlite+sim:///{name}"
+        self.schema = schema
         self.template = template
-        self.path = path
         self._reader: sqlite3.Connection | None = None
+        self._engine: Engine | None = None
 
     def __repr__(self) -> str:
         return f"<SimDatabase {self.name}>"
 
-    def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """What a SELECT gives of the committed rows, now."""
-        if current_process() is not None:
-            raise SimulationError(f"rows of database {self.name!r} are for checks; a process connects to {self.url}")
-        return self.committed(sql, *parameters)
+    @property
+    def path(self) -> Path:
+        """The file of the present run."""
+        return self._databases.folder / f"{self.name}.db"
 
-    def committed(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """As `rows`, for the simulation itself."""
+    @property
+    def engine(self) -> Engine:
+        """An engine that reads, for checks. SimulationError in a process, which makes its own from ``url``."""
+        self._check_outside("engine")
+        if self._engine is None:
+            from sqlalchemy import create_engine
+
+            self._engine = create_engine(self.url)
+        return self._engine
+
+    def rows(self, sql: str, *parameters: Any, **named: Any) -> list[tuple[Any, ...]]:
+        """What a SELECT gives of the committed rows, now. Parameters for ``?``, or by name for ``:name``."""
+        self._check_outside("rows")
         if self._reader is None:
-            self._reader = _connect_really(self.path, isolation_level=None, check_same_thread=False)
-        return self._reader.execute(sql, parameters).fetchall()
+            self._reader = self._databases.connect_outside(self.name, isolation_level=None)
+        return self._reader.execute(sql, named or parameters).fetchall()
 
-    def begin(self) -> None:
-        """A fresh file for a run."""
-        for suffix in ("-wal", "-shm"):
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        shutil.copyfile(self.template, self.path)
+    def connect(self) -> sqlite3.Connection:
+        """A connection that reads, for checks; closed with the run at the latest."""
+        self._check_outside("connect")
+        return self._databases.connect_outside(self.name)
 
-    def end(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+    def _check_outside(self, what: str) -> None:
+        if current_process() is not None:
+            raise SimulationError(f"{what} of database {self.name!r} is for checks; a process connects to {self.url}")
 
-
-class _Tables:
-    """What is committed, table by table, to tell what a commit changed."""
-
-    def __init__(self, database: SimDatabase) -> None:
-        self._database = database
-        self._columns: dict[str, tuple[list[str], list[int]]] = {}
-        self._rows: dict[str, _Rows] = {}
-
-    def before_commit(self, connection: sqlite3.Connection, tables: Sequence[str]) -> tuple[RowChange, ...]:
-        changes: list[RowChange] = []
-        for table in tables:
-            if not table:
-                continue
-            old = self._known(table)
-            new = self._read(table, lambda sql: sqlite3.Cursor(connection).execute(sql).fetchall())
-            for key in [*old, *(key for key in new if key not in old)]:
-                if old.get(key) != new.get(key):
-                    changes.append(RowChange(table, old.get(key), new.get(key)))
-        return tuple(changes)
-
-    def after_commit(self, process: Process, changes: tuple[RowChange, ...] | None) -> None:
-        for change in changes or ():
-            key_places = self._columns[change.table][1]
-            rows = self._rows[change.table]
-            for row, gone in ((change.before, True), (change.after, False)):
-                if row is not None:
-                    values = list(row.values())
-                    key = tuple(values[place] for place in key_places) or tuple(values)
-                    if gone:
-                        rows.pop(key, None)
-                    else:
-                        rows[key] = row
-
-    def _known(self, table: str) -> _Rows:
-        """The committed rows, read once from the file and kept up to date."""
-        rows = self._rows.get(table)
-        if rows is None:
-            rows = self._rows[table] = self._read(table, self._database.committed)
-        return rows
-
-    def _read(self, table: str, run: Callable[[str], list[tuple[Any, ...]]]) -> _Rows:
-        if table not in self._columns:
-            described = run(f'PRAGMA table_info("{table}")')
-            key_places = [place for place, column in enumerate(described) if column[5]]
-            self._columns[table] = ([column[1] for column in described], key_places)
-        names, key_places = self._columns[table]
-        rows: _Rows = {}
-        for values in run(f'SELECT * FROM "{table}"'):
-            key = tuple(values[place] for place in key_places) or values
-            rows[key] = dict(zip(names, values, strict=True))
-        return rows
-
-
-class _NoRows:
-    """For files that are no database of a service."""
-
-    def before_commit(self, connection: sqlite3.Connection, tables: Sequence[str]) -> None:
-        return None
-
-    def after_commit(self, process: Process, changes: object) -> None:
-        """Nothing is noted."""
+    def end_run(self) -> None:
+        self._reader = None
 
 
 class Databases:
     """All databases of an exploration; the `txbus_sim.checkers.Books` of its checkers.
 
-    ``folder`` is the run's directory: what processes open by path has to lie in it.
+    ``folder`` is the run's directory, in memory where the system has such a place: what processes
+    open by path has to lie in it. Not thread-safe; a forked worker gets a folder of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         _dialect.register()
-        base = _FAST if os.access(_FAST, os.W_OK) else None
-        self._root = Path(tempfile.mkdtemp(prefix="txbus-sim-", dir=base))
+        base = directory or (_FAST if os.access(_FAST, os.W_OK) else None)
+        self._owner = os.getpid()
+        self._root = Path(os.path.realpath(tempfile.mkdtemp(prefix="txbus-sim-", dir=base)))
         self.folder = self._root / "run"
         self.folder.mkdir()
+        self.compiled: LRUCache[Any, Any] = LRUCache(_COMPILED_MAX)
+        """What SQLAlchemy has compiled, for the engines of all runs."""
         self._defined: dict[str, SimDatabase] = {}
         self._files: dict[str, SimFile] = {}
+        self._outside: list[weakref.ref[_Reader]] = []
         self._world: World | None = None
-        self._owner = os.getpid()
+        self._remove = weakref.finalize(self, _remove, str(self._root), self._owner)
 
     # declaring
 
     def define(self, name: str, schema: Callable[[Any], object] | None = None) -> SimDatabase:
-        """A database of the runs; ``schema(engine)`` makes its tables, the first time only. txbus's own are
-        made as well, as ``txbus schema create`` does."""
-        database = self._defined.get(name)
-        if database is None:
-            if not name.isidentifier():
-                raise SimulationError(f"database name {name!r}: letters, digits and '_', not beginning with a digit")
-            template = self._root / f"{name}.template"
-            self._make(template, schema)
-            database = self._defined[name] = SimDatabase(name, template, self.folder / f"{name}.db")
-        return database
+        """A database of the runs. ``schema`` is called with an Engine to make the tables, in a simulated
+        process of its own, the first time only; a `MetaData` will do. txbus's own tables are made as
+        well, as ``txbus schema create`` does. What ``schema`` raises comes out of here."""
+        known = self._defined.get(name)
+        if known is not None and _template.same(schema, known.schema):
+            return known
+        if _NAME.fullmatch(name) is None:
+            raise SimulationError(f"database name {name!r}: letters, digits, '_' and '-'")
+        self._check_owner()
+        made = SimDatabase(self, name, schema, _template.make(name, schema, self._root / "making", self._serve))
+        self._defined[name] = made
+        return made
 
-    def _make(self, template: Path, schema: Callable[[Any], object] | None) -> None:
-        from sqlalchemy import create_engine, event
-
-        engine = create_engine(f"sqlite:///{template}")
-        chance = random.Random(template.stem)
-
-        @event.listens_for(engine, "connect")
-        def prepare(connection: sqlite3.Connection, record: object) -> None:
-            connection.execute("PRAGMA journal_mode = WAL").close()
-            connection.execute("PRAGMA synchronous = OFF").close()
-            override(connection, lambda: BEGAN_AT_WALL_NS, chance)
-
-        @event.listens_for(engine, "before_cursor_execute", retval=True)
-        def rewrite(conn: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> tuple[str, Any]:
-            return read(sql).sql, parameters
-
-        with engine.connect() as connection:
-            connection.exec_driver_sql("SELECT 1")
-        if schema is not None:
-            schema(engine)
-        # What a deployment does before a service starts; `Bus.open` verifies it.
-        ports = Bus("memory://schema", service="schema").ports
-        ours = plugin.adapt(template.stem, engine, ports, lambda event: None)
-        assert ours is not None
-        ours.create_schema()
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        engine.dispose()
+    def _serve(self, world: World, file: SimFile) -> None:
+        world.services[_dialect.SERVICE] = self
+        self._world, self._files = world, {file.name: file}
 
     # runs
 
     def begin_run(self, world: World) -> None:
-        """Fresh files, empty of the run before."""
-        if os.getpid() != self._owner:
-            self._fork()
-        for left in self.folder.iterdir():
-            left.unlink()
-        self._files.clear()
+        """Fresh files, and nothing of the run before."""
+        self._check_owner()
+        for left in os.scandir(self.folder):
+            if left.is_dir(follow_symlinks=False):
+                shutil.rmtree(left.path)
+            else:
+                os.unlink(left.path)
         self._world = world
+        self._files = {}
+        for database in self._defined.values():
+            template = database.template
+            with open(database.path, "wb") as file:
+                file.write(template.content)
+            self._files[database.name] = SimFile(
+                database.name, str(database.path), world, SERVER, template.shapes.copy()
+            )
         world.services[_dialect.SERVICE] = self
-        for database in self._defined.values():
-            database.begin()
-            tables = _Tables(database)
-            self._files[database.name] = SimFile(database.name, str(database.path), world, tables)
-
-    def _fork(self) -> None:
-        """In a worker of an exploration: a folder of its own, the templates are shared."""
-        self._owner = os.getpid()
-        self.folder = self._root / f"run-{self._owner}"
-        self.folder.mkdir(exist_ok=True)
-        for database in self._defined.values():
-            database.end()
-            database.path = self.folder / f"{database.name}.db"
+        _dialect.active.begin(self)
 
     def end_run(self) -> None:
-        """Closes what checks opened."""
+        """Closes what checks opened. Idempotent."""
+        for reference in self._outside:
+            connection = reference()
+            if connection is not None:
+                connection.close()
+        self._outside.clear()
         for database in self._defined.values():
-            database.end()
+            database.end_run()
+        self._files = {}
+        self._world = None
+        _dialect.active.end(self)
 
     def close(self) -> None:
         """Remove the files. Idempotent; a worker removes its own."""
         self.end_run()
-        forked = os.getpid() != self._owner or self.folder.name != "run"
-        shutil.rmtree(self.folder if forked else self._root, ignore_errors=True)
+        if os.getpid() == self._owner and self.folder.name != "run":
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove()
 
-    def file(self, name: str) -> SimFile:
-        """The present run's file of a database."""
-        found = self._files.get(name)
-        if found is None:
-            known = ", ".join(self._defined) or "none"
-            raise NotModelled(f"no database {name!r} in this simulation (declared: {known}): sim.database({name!r}, …)")
-        return found
+    def _check_owner(self) -> None:
+        """In a forked worker: a folder of its own."""
+        if os.getpid() != self._owner:
+            self._owner = os.getpid()
+            self.folder = self._root / f"run-{self._owner}"
+            self.folder.mkdir(exist_ok=True)
+            self._outside.clear()
+            self.end_run()
 
-    def connect(self, path: Any, process: Process, **arguments: Any) -> sqlite3.Connection:
-        """`sqlite3.connect` of a simulated process: a file of the run's folder, or memory of its own."""
-        text = os.fspath(path)
-        if text == ":memory:":
-            return sqlite3.Connection(text, **arguments)
-        real = os.path.realpath(text)
-        if Path(real).parent != Path(os.path.realpath(self.folder)):
-            raise NotModelled(
-                f"sqlite3.connect({text!r}): this file is not the simulation's; "
-                "use sim.database(…).url with SQLAlchemy, or a file in the simulation's folder"
-            )
-        name = Path(real).stem
+    # connections
+
+    def connect(self, name: str, process: Process, **arguments: Any) -> SimConnection:
+        """A process's connection to a database by its name."""
         file = self._files.get(name)
         if file is None:
-            assert self._world is not None
-            file = self._files[name] = SimFile(name, real, self._world, _NoRows())
-        arguments.pop("factory", None)
-        arguments.pop("database", None)
-        return file.connect(process, **arguments)
+            known = ", ".join(self._defined) or "none"
+            raise refuse(f"database {name!r} (declared: {known})", f"declare it: sim.database({name!r}, schema=...)")
+        timeout_s = float(arguments.pop("timeout", 5.0))
+        if arguments.pop("factory", sqlite3.Connection) is not sqlite3.Connection:
+            raise refuse("sqlite3.connect(factory=...)", "leave the connection's class to the simulation")
+        arguments.pop("uri", None)
+        return open_connection(file, process, timeout_s, **arguments)
+
+    def connect_by_path(
+        self, original: Callable[..., sqlite3.Connection], process: Process, **arguments: Any
+    ) -> sqlite3.Connection:
+        """`sqlite3.connect` of a process: a database's name, a file of the folder, or memory."""
+        text = os.fsdecode(arguments.pop("database"))
+        path = text
+        if arguments.get("uri") and text.startswith("file:"):
+            path, _, query = text.removeprefix("file:").partition("?")
+            path = unquote(re.sub("^//(localhost)?(?=/)", "", path))
+            if query not in ("", "mode=rwc", "mode=rw"):
+                raise refuse(f"sqlite3.connect({text!r})", "leave the URI's parameters out")
+        if path in (":memory:", ""):
+            connection = original(path, **{**arguments, "uri": False})
+            world = process.world
+            _functions.override(
+                connection, lambda: BEGAN_AT_WALL_NS + world.now_ns + process.wall_skew_ns, process.entropy
+            )
+            return connection
+        if path in self._defined:
+            return self.connect(path, process, **arguments)
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(self.folder):
+            raise refuse(f"sqlite3.connect({text!r}), a file that is not the simulation's,", _INSTEAD)
+        return self.connect(self._file_at(real, process.world).name, process, **arguments)
+
+    def _file_at(self, path: Path, world: World) -> SimFile:
+        for file in self._files.values():
+            if file.path == str(path):
+                return file
+        name = path.stem if path.stem not in self._files else path.name
+        ours = _opened_by_broker()
+        kind, shapes = (BROKER, None) if ours else (SERVER, Shapes())
+        file = self._files[name] = SimFile(name, str(path), world, kind, shapes)
+        return file
+
+    def connect_outside(self, name: str, **arguments: Any) -> sqlite3.Connection:
+        """A connection of no process, which reads what is committed; closed when the run ends."""
+        if self._files.get(name) is None:
+            raise SimulationError(f"database {name!r} has no file before the run begins and after it has ended")
+        arguments["check_same_thread"] = False
+        connection = _Reader(self._files[name].path, **arguments)
+        connection.execute("PRAGMA query_only = ON").close()
+        self._outside.append(weakref.ref(connection))
+        return connection
 
     # what checkers ask (`Books`)
 
@@ -258,8 +248,25 @@ class Databases:
         return tuple(self._defined)
 
     def tables(self, database: str) -> Sequence[str]:
-        sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
+        sql = (
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY name"
+        )
         return [name for (name,) in self._defined[database].rows(sql)]
 
     def rows(self, database: str, sql: str) -> Sequence[tuple[Any, ...]]:
         return self._defined[database].rows(sql)
+
+
+def _opened_by_broker() -> bool:
+    """Whether the embedded broker is connecting: its file is a broker, not a database of a service."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("txbus.embedded"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _remove(root: str, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(root, ignore_errors=True)
