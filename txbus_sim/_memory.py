@@ -13,6 +13,7 @@ import functools
 import importlib
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ __all__ = ["Change", "Snapshot", "live"]
 Target = Callable[..., object] | str
 _SCALARS = (int, float, complex, str, bytes, bool, type(None))
 _ABSENT = object()
+_ADDRESS = re.compile(r"id:\d+ ?")
 
 
 def live(target: Target, arguments: tuple[Any, ...], keywords: Mapping[str, Any], process: Process) -> None:
@@ -138,7 +140,7 @@ class Snapshot:
             os.environ.update(self._environment)
 
     def _is_current(self) -> bool:
-        return os.environ == self._environment and all(_same(holder, before) for holder, before in self._kept)
+        return os.environ == self._environment and not self.changed()
 
 
 # which modules
@@ -213,7 +215,7 @@ def _content(holder: Holder) -> Any:
 def _state(value: Any) -> Any:
     if isinstance(value, random.Random):
         return value.getstate()
-    return value.pool.status() if is_engine(value) else repr(value)
+    return _ADDRESS.sub("", value.pool.status()) if is_engine(value) else repr(value)
 
 
 def _same(holder: Holder, before: Any) -> bool:

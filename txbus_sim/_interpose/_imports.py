@@ -57,7 +57,10 @@ def patch_imports(patches: Patches) -> None:
             return outside(lambda: load_for_all(name, import_))
         # The interpreter's locks of modules are by name, for all processes: each is alone with its own.
         found = sys.modules.get(name)
-        return found if found is not None else find_unlocked(name, import_)
+        if found is not None:
+            return found
+        switch.modules.loaded[name] = None
+        return find_unlocked(name, import_)
 
     def load_for_all(name: str, import_: Any) -> Any:
         before = set(sys.modules)

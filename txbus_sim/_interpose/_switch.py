@@ -24,12 +24,11 @@ _MODULES = "modules"
 class Modules:
     """The application's modules of one incarnation of a process, by name."""
 
-    __slots__ = ("count", "loaded")
+    __slots__ = ("loaded",)
 
     def __init__(self) -> None:
         self.loaded: dict[str, Any] = {}
-        self.count = 0
-        """Length of ``sys.modules`` when they were last put there."""
+        """None: its import has begun."""
 
 
 class Switch:
@@ -95,23 +94,13 @@ class Switch:
             for name in self._hidden:
                 del everybody[name]
         else:
-            self._collect(old)
-            for name in old.loaded:
-                everybody.pop(name, None)
+            old.loaded = {name: everybody.pop(name, None) for name in old.loaded}
         self._modules = new
         if new is None:
             everybody.update(self._hidden)
             self._hidden = {}
         else:
-            everybody.update(new.loaded)
-            new.count = len(everybody)
-
-    def _collect(self, old: Modules) -> None:
-        """What was imported since the process's turn began is at the end of ``sys.modules``."""
-        more = len(sys.modules) - old.count
-        if more > 0:
-            names = list(sys.modules)[-more:]
-            old.loaded.update((name, sys.modules[name]) for name in names if self.is_application(name))
+            everybody.update((name, module) for name, module in new.loaded.items() if module is not None)
 
 
 switch = Switch()
