@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from txbus.spi import Runtime
 
-__all__ = ["Hub", "enter_hub"]
+__all__ = ["Hub", "enter_hub", "forget_process"]
 
 _HUBS: dict[tuple[str, int], Hub] = {}
 
@@ -69,3 +69,13 @@ def enter_hub(name: str, runtime: Runtime, connect: Callable[[], sqlite3.Connect
         hub = _HUBS.setdefault(key, Hub(key, runtime))
         if hub.join(connect):
             return hub
+
+
+def forget_process(process_id: int) -> None:
+    """Drop the hubs of a process that is gone without having closed them.
+
+    For a simulator, whose processes share one interpreter and whose process ids come again in the
+    next run; a real process takes its hubs with it. Nothing is closed or announced.
+    """
+    for key in [key for key in _HUBS if key[1] == process_id]:
+        del _HUBS[key]

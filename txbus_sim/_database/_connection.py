@@ -72,7 +72,7 @@ class _Local:
         self.ddl = False
         self.by_savepoint = False
         self.tables: dict[str, int] = {}
-        """Statements by table, as their texts name them."""
+        """Rows changed, by the table that the statements name."""
         self.marks: list[tuple[str, int]] = []
         """Savepoints, each with the number of notes before it."""
 
@@ -262,7 +262,7 @@ class SimConnection(sqlite3.Connection):
             fault = self._enter(self._file.label(statement), COMMIT if alone else STATEMENT)
         elif alone and not self._file.kind.every_statement:
             fault = self._enter(self._file.label_of_commit({statement.name: 1}), _BROKER)
-        before = len(notes)
+        before, changed = len(notes), self.total_changes
         try:
             self._patiently(lambda: call(cursor, sql, parameters))
         except BaseException:
@@ -272,8 +272,10 @@ class SimConnection(sqlite3.Connection):
             self._after_failure()
             raise
         local.wrote = True
-        table = statement.name or "sqlite_schema"
-        local.tables[table] = local.tables.get(table, 0) + 1
+        # Not the cursor's `rowcount`, which is 0 for a statement that returns rows.
+        changed = self.total_changes - changed
+        if changed:
+            local.tables[statement.name] = local.tables.get(statement.name, 0) + changed
         if statement.verb is Verb.DDL:
             local.ddl = True
             if self._file.shapes is not None:
@@ -348,7 +350,7 @@ class SimConnection(sqlite3.Connection):
 
     def _commit(self, perform: Callable[[], object]) -> None:
         local, file = self._local, self._file
-        if not local.wrote:
+        if not local.wrote or not (file.kind.every_statement or local.tables or local.ddl):
             # Nothing becomes durable, so that a crash before and one after are the same.
             perform()
             self._over()
@@ -368,7 +370,7 @@ class SimConnection(sqlite3.Connection):
         counts, rows = _rows.changes(file.shapes, self._notes) if file.shapes is not None else ({}, ())
         progress = local.ddl or bool(counts)
         if not told:
-            progress = any(table not in file.kind.quiet_tables for table in local.tables)
+            progress = progress or any(table not in file.kind.quiet_tables for table in local.tables)
         ddl = local.ddl
         self._over()
         if told and (counts or ddl):

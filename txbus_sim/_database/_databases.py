@@ -32,6 +32,7 @@ __all__ = ["Databases", "SimDatabase"]
 _FAST = "/dev/shm"
 _COMPILED_MAX = 2_000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_HUBS = "hubs of the embedded broker"
 _INSTEAD = "use sim.database(...).url with SQLAlchemy, or a file in the simulation's folder"
 
 
@@ -201,6 +202,7 @@ class Databases:
         self, original: Callable[..., sqlite3.Connection], process: Process, **arguments: Any
     ) -> sqlite3.Connection:
         """`sqlite3.connect` of a process: a database's name, a file of the folder, or memory."""
+        _forget_hubs_at_death(process)
         text = os.fsdecode(arguments.pop("database"))
         path = text
         if arguments.get("uri") and text.startswith("file:"):
@@ -255,6 +257,15 @@ class Databases:
 
     def rows(self, database: str, sql: str) -> Sequence[tuple[Any, ...]]:
         return self._defined[database].rows(sql)
+
+
+def _forget_hubs_at_death(process: Process) -> None:
+    """The embedded broker keeps what the backends of one process share in a registry of its module, by
+    process id. A process that crashed has not left it, and the ids come again in the next run."""
+    module: Any = sys.modules.get("txbus.embedded.hub")
+    if module is not None and _HUBS not in process.memory:
+        process.memory[_HUBS] = True
+        process.at_death.append(lambda: module.forget_process(process.pid))
 
 
 def _opened_by_broker() -> bool:
