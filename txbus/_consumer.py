@@ -232,7 +232,7 @@ class Consumer:
             work = self._take()
             if work is not None:
                 self._runs += 1
-                if lanes.ready or due_s is not None:
+                if self._waiting and (lanes.ready or due_s is not None):
                     # Somebody else looks after the rest: what is ready, and what will be due.
                     self._offer(1)
                 return work
@@ -293,7 +293,7 @@ class Consumer:
                 self._hold(work, after_s)
             case _:
                 assert_never(disposition)
-        return self._poller.wants_look()
+        return self._poller.wants_look(work)
 
     def _hold(self, work: Work, after_s: float) -> None:
         self._lanes.hold(work, self._ports.clock.monotonic_s() + after_s)

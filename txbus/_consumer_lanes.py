@@ -146,12 +146,14 @@ class Lanes:
 
     def take(self) -> Work | None:
         """The next record to run, or None."""
-        if not self.available():
-            return None
-        lane = self._ready.popleft()
-        lane.share.running += 1
-        self.running += 1
-        return lane.works[0]
+        while self._ready:
+            lane = self._ready.popleft()
+            share = lane.share
+            if not (share.lost or share.closing):
+                share.running += 1
+                self.running += 1
+                return lane.works[0]
+        return None
 
     def finish(self, work: Work) -> bool:
         """It needs no further run here; False if its partition was lost meanwhile."""

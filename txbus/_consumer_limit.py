@@ -46,6 +46,8 @@ class DeliveryLimit:
         with self._lock:
             self._open -= finished
             self._free += unfinished
-            members = list(self._members) if unfinished or self.over else []
+            if self._open > 0 and not unfinished:
+                return
+            members = list(self._members)
         for changed in members:
             changed()

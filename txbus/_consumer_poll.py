@@ -109,8 +109,9 @@ class Poller:
         self._returned.append((work, after_s))
         self._quiet_from_s = max(self._quiet_from_s, self._ports.clock.monotonic_s() + after_s)
 
-    def wants_look(self) -> bool:
-        """Should a poll that waits be ended now? Answers True once for each poll."""
+    def wants_look(self, stopped: Work) -> bool:
+        """Should a poll that waits be ended now that this run has stopped? Answers True once for each
+        poll."""
         if self.stopping and self._lanes.running == 0:
             self._guard.notify_all()
         if not self._receiving:
@@ -120,7 +121,7 @@ class Poller:
             pending == 1
             or pending >= self._budget.ack_batch
             or self._lanes.unfinished == 0
-            or (self._full and self._has_room())
+            or (self._full and self._made_room(stopped))
             or (self.stopping and self._lanes.running == 0)
         ):
             return False
@@ -301,6 +302,13 @@ class Poller:
             shares[where].paused = where in pause
         self._full = bool(full)
         return pause, resume
+
+    def _made_room(self, stopped: Work) -> bool:
+        """Can a paused partition be resumed because this run has stopped? Under the guard."""
+        if self._choked:
+            return self._has_room()
+        share = stopped.share
+        return share.paused and share.unfinished <= _low(self._budget.max_in_flight_per_partition)
 
     def _has_room(self) -> bool:
         """Has a paused partition enough room to be resumed? Under the guard."""
