@@ -85,11 +85,11 @@ class _Incarnation:
 def casualties(history: History) -> Mapping[int, Casualty]:
     """For the number of each record that ends a process by a crash: what the crash meant.
 
-    What was rolled back follows the end of the process at the same virtual time.
+    What was rolled back by it is noted after the end of the process.
     """
     alive: dict[str, _Incarnation] = {}
     found: dict[int, Casualty] = {}
-    crashed: dict[str, tuple[int, int]] = {}
+    crashed: dict[str, int] = {}
     for number, record in enumerate(history):
         match record:
             case h.ProcessStarted():
@@ -98,14 +98,13 @@ def casualties(history: History) -> Mapping[int, Casualty]:
                 mine = alive.pop(record.process, None) or _Incarnation()
                 told = (record.detail,) if record.detail else ()
                 found[number] = Casualty(mine.durable(), (*mine.lost(), *told))
-                crashed[record.process] = (number, record.at_ns)
+                crashed[record.process] = number
             case h.ProcessEnded():
                 alive.pop(record.process, None)
             case h.LocalRolledBack(why="crash") if record.process in crashed:
-                end, at_ns = crashed[record.process]
-                if at_ns == record.at_ns:
-                    was = found[end]
-                    found[end] = Casualty(was.durable, (f"what it had not committed to {record.database}", *was.lost))
+                end = crashed[record.process]
+                was = found[end]
+                found[end] = Casualty(was.durable, (f"what it had not committed to {record.database}", *was.lost))
             case h.BrokerTransactionEnded():
                 for one in alive.values():
                     one.ended(record)

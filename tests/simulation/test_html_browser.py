@@ -44,6 +44,19 @@ def test_report_opens_with_its_own_run(tab: Tab, shop: str) -> None:
     assert tab.complaints() == []
 
 
+def test_lane_stands_while_its_process_lives(tab: Tab, shop: str) -> None:
+    """Between the crash and the next start the lane of the process is not drawn, that of the other is."""
+    tab.open(shop)
+    lanes = """[...document.querySelectorAll("#timeline-rows tbody tr")].map(row =>
+        [...row.cells].slice(1).map(cell => cell.classList.contains("up") ? "|" : " ").join("") +
+        [...row.cells].slice(1).map(cell => cell.textContent).join(""))"""
+    shown = tab.value(lanes)
+    assert "||||✗ crash-after at sql.commit:shop#2" in shown
+    assert " |||■ crashed" in shown
+    assert " |||LOST: its memory" in shown
+    assert "||||● starts anew as orders+1" in shown
+
+
 def test_click_on_a_run_shows_its_timeline(tab: Tab, shop: str) -> None:
     """A click in the matrix shows that run and marks it; the link back shows the report's own again."""
     tab.open(shop)

@@ -59,6 +59,7 @@ def data_of(page: str) -> dict[str, Any]:
     """The data that the page's script reads."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert found is not None
+    assert not set(found[1]) & set("<>&")
     data: dict[str, Any] = json.loads(found[1])
     return data
 
@@ -102,6 +103,7 @@ def test_nothing_in_a_history_becomes_markup() -> None:
     outline = Outline(page)
     assert outline.crooked == []
     assert outline.count("script") == 2
+    assert any("</script><script>" in text for text in data_of(page)["strings"])
     assert outline.count("img") == 0
     assert not [name for _, attrs in outline.elements for name in attrs if name.startswith("on")]
     assert not set(page) & {"\x1b", "\u202e", "\u2028", "\ud800"}

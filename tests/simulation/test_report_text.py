@@ -219,13 +219,14 @@ def test_long_timeline_keeps_faults_and_the_message_accused() -> None:
     records: list[Record] = [h.ProcessStarted(0, "p")]
     records += [h.Visible(at, "orders", 0, at, f"m{at}", None, b"") for at in range(1, 500)]
     records.insert(250, h.FaultHappened(250, Address("p", "broker.send:orders", 3), Fault.ANSWER_LOST))
-    verdict = Verdict(VerdictKind.PROPERTY, "no-loss", "message m77 is lost.")
+    verdict = Verdict(VerdictKind.PROPERTY, "no-loss", "one message is lost: m77.")
     text = render_failure(failed(*records, verdict=verdict), rows_max=20)
     told = [line for line in text.splitlines() if re.match(r" +[0-9.]+ s  ", line)]
     assert len(told) == 20
     assert any("visible m77" in line for line in told)
     assert not any("visible m78" in line for line in told)
     assert any("✗ answer-lost" in line for line in told)
+    assert [line.split()[-1] for line in told if "visible m2" in line] == [f"m{at}" for at in range(247, 253)]
     missing = sum(int(number) for number in re.findall(r"⋮  (\d+) other record", text))
     assert missing + len(told) == len(records)
 
