@@ -1,0 +1,149 @@
+"""One run of an exploration, reduced where it took place to what the exploration has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from txbus_sim._world import Tape
+from txbus_sim.faults import Fault, Faults
+from txbus_sim.history import FaultHappened, Point
+from txbus_sim.result import RunResult, Verdict
+from txbus_sim.schedule import Address, Deviation, Schedule
+from txbus_sim.strategies import Fixed, Guide, Strategy, amounts
+
+__all__ = ["Item", "Probe", "Recovered", "Runner", "Summary", "Wants", "deviations_at", "tries"]
+
+
+class Runner(Protocol):
+    """Runs a scenario once, under a schedule or a tape. The same choices give the same history."""
+
+    def __call__(
+        self, schedule: Schedule | None = None, tape: Tape | None = None, *, note_sites: bool = False
+    ) -> RunResult: ...
+
+
+class Wants(Enum):
+    """What is to be told of a run besides its verdict."""
+
+    VERDICT = "verdict"
+    RECOVERY = "recovery"
+    """One operation of each sort that was reached after the first fault."""
+    EVERY_POINT = "every-point"
+    """All of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One run to be made."""
+
+    number: int
+    strategy: Strategy
+    wants: Wants = Wants.VERDICT
+
+    def __str__(self) -> str:
+        if isinstance(self.strategy, Fixed):
+            return f"run {self.number}, which has this schedule:\n{Schedule.of(self.strategy.deviations)}"
+        return f"run {self.number}, {self.strategy}"
+
+
+class Recovered(NamedTuple):
+    """An operation that was reached after the first fault. ``later``: in a process that was started
+    anew. ``state``: the digest of the protocol's state there, "" if nobody takes any."""
+
+    process: str
+    label: str
+    number: int
+    faults: Faults
+    later: bool
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an exploration keeps of a run until it is counted. ``offered``: pairs of label and fault
+    that the run without faults does not have."""
+
+    number: int
+    placed: tuple[Deviation, ...]
+    verdict: Verdict | None
+    sometimes: Mapping[str, int]
+    premises: Mapping[str, int]
+    offered: tuple[tuple[str, Fault], ...] = ()
+    recovered: tuple[Recovered, ...] = field(default=(), repr=False)
+    enumerated: int = 0
+    """How many second faults there are, tried or not."""
+
+
+def tries(faults: Iterable[Fault]) -> int:
+    """How many deviations enumeration has for an operation."""
+    return sum(len(amounts(fault)) for fault in faults)
+
+
+class Probe:
+    """Makes runs and reports on them; what workers do."""
+
+    def __init__(self, runner: Runner, guide: Guide) -> None:
+        self._runner = runner
+        self._guide = guide
+        self._known = set(guide.pairs)
+
+    def __call__(self, item: Item) -> Summary:
+        tape = item.strategy.tape(self._guide)
+        result = self._runner(tape=tape)
+        recovered: tuple[Recovered, ...] = ()
+        enumerated = 0
+        if result.verdict is None and item.wants is not Wants.VERDICT:
+            recovered, enumerated = self._recovered(result, item.wants is Wants.EVERY_POINT)
+        return Summary(
+            item.number,
+            tuple(tape.placed),
+            result.verdict,
+            dict(result.sometimes),
+            dict(result.premises),
+            self._offered(result),
+            recovered,
+            enumerated,
+        )
+
+    def _offered(self, result: RunResult) -> tuple[tuple[str, Fault], ...]:
+        # By the identity of the tuples first: hashing a dozen faults for each point costs more than
+        # the point. The history keeps them alive meanwhile.
+        met: set[tuple[str, int]] = set()
+        new: dict[tuple[str, Fault], None] = {}
+        for record in result.history.records:
+            if type(record) is Point and (record.label, id(record.faults)) not in met:
+                met.add((record.label, id(record.faults)))
+                for fault in record.faults:
+                    if (record.label, fault) not in self._known:
+                        new[record.label, fault] = None
+        return tuple(new)
+
+    def _recovered(self, result: RunResult, every: bool) -> tuple[tuple[Recovered, ...], int]:
+        found: list[Recovered] = []
+        met: set[tuple[str, bool, int, str]] = set()
+        weights: dict[int, int] = {}
+        enumerated = 0
+        hit = False
+        for record in result.history.records:
+            if type(record) is FaultHappened:
+                hit = True
+            elif hit and type(record) is Point:
+                faults = record.faults
+                if id(faults) not in weights:
+                    weights[id(faults)] = tries(faults)
+                enumerated += weights[id(faults)]
+                state = result.states.get(record.address, "") if result.states else ""
+                later = "+" in record.process
+                sort = (record.label, later, id(faults), state)
+                if every or sort not in met:
+                    met.add(sort)
+                    found.append(Recovered(record.process, record.label, record.number, faults, later, state))
+        return tuple(found), enumerated
+
+
+def deviations_at(address: Address, faults: Iterable[Fault]) -> list[Deviation]:
+    """Every single deviation of enumeration at an operation."""
+    return [Deviation(address, fault, amount) for fault in faults for amount in amounts(fault)]
