@@ -22,7 +22,7 @@ from typing import Any
 
 from txbus import Bus
 from txbus_sim._interpose import run_main
-from txbus_sim._interpose._application import is_application
+from txbus_sim._interpose._application import is_application, is_of_user
 from txbus_sim._interpose._reach import Holder, instance_items, internal, is_engine, walk
 from txbus_sim._interpose._switch import switch
 from txbus_sim._world import Process
@@ -157,7 +157,7 @@ def _module_of(function: Any) -> str | None:
         else:
             break
     name = getattr(function, "__module__", None) or type(function).__module__
-    return name if name in sys.modules and is_application(name) else None
+    return name if name in sys.modules and is_of_user(name) else None
 
 
 def _reached(names: Iterable[str]) -> list[ModuleType]:
@@ -168,7 +168,7 @@ def _reached(names: Iterable[str]) -> list[ModuleType]:
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)
-        if name in found or type(module) is not ModuleType or not is_application(name):
+        if name in found or type(module) is not ModuleType or not is_of_user(name):
             continue
         if name not in first and name.rpartition(".")[2].startswith(("test_", "conftest")):
             continue  # another test's: nobody's production code
@@ -275,7 +275,7 @@ def _uninteresting(holder: Holder, key: str, new: Any) -> bool:
     return (
         holder.kind == "class"
         and hasattr(kind, "__get__")
-        and not is_application(kind.__module__)
+        and not is_of_user(kind.__module__)
         and not (hasattr(new, "__globals__"))
     )
 

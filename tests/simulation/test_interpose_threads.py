@@ -347,3 +347,32 @@ def test_starting_a_thread_is_a_point(seed: int) -> None:
     made = Run("main/thread.start#1 crash-after", seed)
     made(main=lambda: Thread(target=time.sleep, args=(1,)).start())
     assert [process.key for process in made.world.processes] == ["main", "main+1"]
+
+
+def test_sqlalchemy_s_pool_waits_in_virtual_time() -> None:
+    """A library that knows nothing of the simulation: threads queue for the only connection of a pool."""
+    import sqlalchemy
+
+    def main() -> list[Any]:
+        engine = sqlalchemy.create_engine(
+            "sqlite://", poolclass=sqlalchemy.QueuePool, pool_size=1, max_overflow=0, pool_timeout=2.5
+        )
+        seen: list[Any] = []
+
+        def use() -> None:
+            try:
+                with engine.connect() as connection:
+                    value = connection.scalar(sqlalchemy.text("SELECT 1"))
+                    time.sleep(1)
+                    seen.append((value, time.monotonic()))
+            except sqlalchemy.exc.TimeoutError:
+                seen.append(("timeout", time.monotonic()))
+
+        threads = [Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return seen
+
+    assert result(main) == [(1, 1.0), (1, 2.0), ("timeout", 2.5), (1, 3.0)]

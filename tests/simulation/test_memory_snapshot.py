@@ -7,6 +7,7 @@ import functools
 import importlib
 import logging
 import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -312,3 +313,20 @@ def test_comparing_is_fast_enough_for_every_run(shop: Any) -> None:
     snapshot = Snapshot.take([shop.main])
     assert snapshot.changed() == []
     assert len(snapshot._kept) < 100
+
+
+def test_the_running_script_has_memory_too(tmp_path: Path) -> None:
+    """A program that runs a simulation of its own functions."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from txbus_sim._memory import Snapshot\n"
+        "SEEN = set()\n"
+        "def main(): SEEN.add(1)\n"
+        "def run():\n"
+        "    snapshot = Snapshot.take([main])\n"
+        "    main()\n"
+        "    print([(one.module, one.name) for one in snapshot.changed()])\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[('__main__', 'SEEN')]"

@@ -9,7 +9,7 @@ from typing import Any
 
 from txbus_sim._sites import is_library
 
-__all__ = ["application_modules", "forget", "is_application", "source_of", "spec_of"]
+__all__ = ["application_modules", "forget", "is_application", "is_of_user", "source_of", "spec_of"]
 
 _NEVER = ("txbus", "txbus_", "pytest", "_pytest", "greenlet", "__main__", "__mp_main__")
 _KNOWN: dict[str, bool] = {}
@@ -27,6 +27,14 @@ def is_application(name: str) -> bool:
     if found is None:
         found = _KNOWN[top] = _look(top)
     return found
+
+
+def is_of_user(name: str) -> bool:
+    """As `is_application`, and the script that is running, which has memory but is never loaded anew."""
+    if name != "__main__":
+        return is_application(name)
+    file = getattr(sys.modules.get(name), "__file__", None)  # None: a prompt
+    return file is None or not is_library(file)
 
 
 def _look(top: str) -> bool:
@@ -63,5 +71,5 @@ def spec_of(name: str, path: Any) -> ModuleSpec | None:
 
 def application_modules() -> list[ModuleType]:
     """Those loaded now, in the order of their names."""
-    names = sorted(name for name in list(sys.modules) if is_application(name))
+    names = sorted(name for name in list(sys.modules) if is_of_user(name))
     return [module for name in names if type(module := sys.modules[name]) is ModuleType]

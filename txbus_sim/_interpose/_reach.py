@@ -19,7 +19,7 @@ from types import CellType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
 
 from txbus import Bus
-from txbus_sim._interpose._application import is_application
+from txbus_sim._interpose._application import is_of_user
 
 __all__ = ["Holder", "HolderKind", "followed", "instance_items", "internal", "is_engine", "items", "walk"]
 
@@ -79,10 +79,10 @@ def _enqueue(waiting: deque[tuple[Any, str, str, int]], holder: Holder, depth: i
 def followed(value: Any) -> HolderKind | None:
     """What kind of holder it is, None for what is not looked into."""
     if isinstance(value, type):
-        return "class" if is_application(value.__module__) and not issubclass(value, enum.Enum) else None
+        return "class" if is_of_user(value.__module__) and not issubclass(value, enum.Enum) else None
     if isinstance(value, FunctionType):
         # By where it was written: what a library's decorator makes says that it is the application's.
-        return "function" if is_application(value.__globals__.get("__name__", "")) else None
+        return "function" if is_of_user(value.__globals__.get("__name__", "")) else None
     if isinstance(value, dict):
         return "dict"
     if isinstance(value, list):
@@ -97,7 +97,7 @@ def followed(value: Any) -> HolderKind | None:
         return "cell"
     if isinstance(value, (random.Random, itertools.count)) or is_engine(value):
         return "state"
-    if isinstance(value, (Bus, functools.partial)) or is_application(type(value).__module__):
+    if isinstance(value, (Bus, functools.partial)) or is_of_user(type(value).__module__):
         return "instance"
     return None
 
@@ -116,7 +116,7 @@ def _home(value: Any, kind: HolderKind) -> str | None:
 
 
 def items(holder: Holder) -> list[tuple[str, Any]]:
-    """What a holder holds now, with the name of each place."""
+    """What a holder holds now that may be a holder itself, with the name of each place."""
     value, name = holder.value, holder.name
     match holder.kind:
         case "module":
@@ -126,9 +126,9 @@ def items(holder: Holder) -> list[tuple[str, Any]]:
         case "instance":
             return [(f"{name}.{key}", one) for key, one in instance_items(value)]
         case "dict":
-            return [(f"{name}[{_shown(key)}]", one) for key, one in list(value.items())]
+            return [(f"{name}[{_shown(key)}]", one) for key, one in list(value.items()) if not _scalar(one)]
         case "list" | "deque":
-            return [(f"{name}[{number}]", one) for number, one in enumerate(list(value))]
+            return [(f"{name}[{number}]", one) for number, one in enumerate(list(value)) if not _scalar(one)]
         case "cell":
             try:
                 return [(name, value.cell_contents)]
@@ -146,7 +146,7 @@ def instance_items(value: Any) -> list[tuple[str, Any]]:
         return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
     found: list[tuple[str, Any]] = []
     kind = type(value)
-    for key, one in list(getattr(value, "__dict__", {}).items()):
+    for key, one in list(_attributes(value).items()):
         if not internal(key) and not isinstance(getattr(kind, key, None), functools.cached_property):
             found.append((key, one))
     for base in kind.__mro__:
@@ -157,6 +157,19 @@ def instance_items(value: Any) -> list[tuple[str, Any]]:
                 except AttributeError:  # empty
                     continue
     return found
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Without asking ``__getattr__`` of a class that makes attributes up."""
+    try:
+        found: dict[str, Any] = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _scalar(value: object) -> bool:
+    return isinstance(value, _SCALARS)
 
 
 def _of_function(function: FunctionType, name: str) -> list[tuple[str, Any]]:
