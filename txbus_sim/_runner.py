@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -63,6 +65,7 @@ class Runner:
         self._draws = 0
         self._learned: tuple[checkers.Expectation, ...] | None = None
         self._stack = ExitStack()
+        self._watched_in = 0
 
     def __enter__(self) -> Runner:
         self._stack.enter_context(_interpose.installed())
@@ -105,6 +108,7 @@ class Runner:
         note_sites: bool = False,
         unreached: Callable[[], tuple[Address, ...]] = tuple,
     ) -> tuple[RunResult, tuple[checkers.Expectation, ...]]:
+        self._watch()
         NotModelled.raised.clear()
         gc.disable()
         world = World(tape, seed=self.options.seed, note_sites=note_sites)
@@ -126,7 +130,10 @@ class Runner:
             snapshot = _memory.Snapshot.take([p.target for p in simulation.processes if callable(p.target)])
             for declared in simulation.processes:
                 world.start(self._spec(declared, seen))
-            reason = world.run()
+            try:
+                reason = world.run()
+            except NotModelled:
+                reason = StopReason.STOPPED  # a step that never ends, say; noted in `NotModelled.raised`
             stuck = deadlock(world) or (who_waits(world) if reason is StopReason.STUCK else None)
             world.close()
             shared = snapshot.changed()
@@ -154,6 +161,12 @@ class Runner:
             steps=world.steps,
         )
         return result, learned
+
+    def _watch(self) -> None:
+        """A look from outside at steps that hang, in each process of the exploration."""
+        if self._watched_in != os.getpid():
+            self._watched_in = os.getpid()
+            self._stack.enter_context(_interpose.Watchdog(_tell_slow_step))
 
     # processes
 
@@ -237,6 +250,13 @@ class Runner:
             return checkers.check(world.history, self._databases, expectations, capabilities)
         except MalformedHistory as exc:
             return checkers.CheckReport((Verdict(VerdictKind.MALFORMED, "malformed-history", str(exc)),), {})
+
+
+def _tell_slow_step(process: str, stack: str) -> None:
+    print(
+        f"txbus_sim: a step of process {process} has taken more than a second of real time; it stands at\n{stack}",
+        file=sys.stderr,
+    )
 
 
 def _raised(seen: _Seen, process: Process, error: BaseException) -> None:

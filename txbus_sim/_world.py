@@ -414,6 +414,7 @@ class World:
                 if when_ns > self.now_ns:
                     self.now_ns = when_ns
                 sleeper._ticket += 1
+                sleeper.wait = None  # its time is over: who wakes it now comes too late
                 ready.append(sleeper)
 
     # the run

@@ -225,6 +225,27 @@ def test_late_thread_is_late_alone() -> None:
     assert log == [("other", 0), ("a", 0, S + S // 2)]
 
 
+def test_wait_that_ended_during_a_pause_is_ended_once() -> None:
+    """A deadline and a wake-up that both fall into a pause resume the strand once."""
+    made, log = world(), list[object]()
+    made.limits.settle_ns = 100 * S
+    parked: list[Strand] = []
+
+    def waits(process: Process) -> None:
+        parked.append(current_strand())
+        log.append((made.park(Wait("event", "an event"), 5 * S), made.now_ns))
+        log.append((made.park(Wait("event", "an event"), 50 * S), made.now_ns))
+
+    def wakes(process: Process) -> None:
+        made.sleep_ns(S)
+        made.pause(parked[0].process, 20 * S)
+        made.sleep_ns(6 * S)
+        made.unpark(parked[0])
+
+    run(made, waits=waits, wakes=wakes)
+    assert log == [(False, 21 * S), (False, 50 * S)]
+
+
 def test_death_is_told_to_servers_newest_first() -> None:
     """What an operating system and servers do at a process's death happens at its death."""
     made, log = world("a/step#1 crash-before"), list[object]()
