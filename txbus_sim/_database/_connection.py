@@ -17,7 +17,7 @@ from txbus_sim._database._statements import Statement, Verb, read, split
 from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, World
 from txbus_sim.errors import ProcessIsDead, SimulationError
 from txbus_sim.faults import COMMIT, CRASHES, STATEMENT, Fault, Faults
-from txbus_sim.history import LocalCommitted, LocalRolledBack
+from txbus_sim.history import LocalCommitted, LocalRolledBack, RowChange
 
 __all__ = ["SimConnection", "SimCursor", "open_connection"]
 
@@ -367,7 +367,11 @@ class SimConnection(sqlite3.Connection):
         """What was written is durable: note it, and go on as the fault says."""
         world, file, local = self._world, self._file, self._local
         told = file.shapes is not None
-        counts, rows = _rows.changes(file.shapes, self._notes) if file.shapes is not None else ({}, ())
+        counts: dict[str, int] = {}
+        rows: tuple[RowChange, ...] = ()
+        if file.shapes is not None:
+            counts, rows = _rows.changes(file.shapes, self._notes)
+            counts |= {table: count for table, count in local.tables.items() if not file.shapes.tell(table)}
         progress = local.ddl or bool(counts)
         if not told:
             progress = progress or any(table not in file.kind.quiet_tables for table in local.tables)

@@ -41,13 +41,24 @@ class Shapes:
     """The tables of one file that tell their changes. Only grows: a trigger names its shape for ever."""
 
     def __init__(self, known: Sequence[_Shape] = ()) -> None:
-        self._known = list(known)
+        self._known: list[_Shape] = []
+        self._names: set[str] = set()
+        for shape in known:
+            self._add(shape)
+
+    def _add(self, shape: _Shape) -> None:
+        self._known.append(shape)
+        self._names.add(shape.table.lower())
 
     def copy(self) -> Shapes:
         return Shapes(self._known)
 
     def __getitem__(self, number: int) -> _Shape:
         return self._known[number]
+
+    def tell(self, table: str) -> bool:
+        """Whether changes of a table are told: not those of virtual tables."""
+        return table.lower() in self._names
 
     def follow(self, connection: sqlite3.Connection) -> None:
         """Have every table tell its changes, after statements that changed the schema.
@@ -57,26 +68,31 @@ class Shapes:
         run = sqlite3.Cursor(connection)
         run.row_factory = None
         listed = run.execute(
-            "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^' "
-            "AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+            "SELECT name, sql LIKE 'CREATE VIRTUAL%' FROM main.sqlite_master "
+            "WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY name"
         ).fetchall()
-        triggers = dict(
-            run.execute(
-                "SELECT name, sql FROM main.sqlite_master "
-                "WHERE type = 'trigger' AND name LIKE 'txbus^_sim^_%' ESCAPE '^'"
-            )
-        )
-        for (table,) in listed:
-            shape = self._look(run, table)
-            name = f"txbus_sim_insert_{table}"
-            if name in triggers and self._known[_number(triggers[name])] == shape:
+        # A virtual table keeps its content in tables of its own, which do not bear triggers.
+        virtual = tuple(f"{name}_" for name, is_virtual in listed if is_virtual)
+        tables = [name for name, is_virtual in listed if not is_virtual and not name.startswith(virtual)]
+        triggers = run.execute(
+            "SELECT tbl_name, name, sql FROM main.sqlite_master "
+            "WHERE type = 'trigger' AND name LIKE 'txbus^_sim^_%' ESCAPE '^'"
+        ).fetchall()
+        shapes = {table: self._look(run, table) for table in tables}
+        told = set()
+        for table, name, sql in triggers:
+            if self._known[_number(sql)] == shapes.get(table):
+                told.add(table)
+            else:  # the table has other columns now, or another name
+                run.execute(f"DROP TRIGGER main.{_quoted(name)}")
+        for table, shape in shapes.items():
+            if table in told:
                 continue
-            self._known.append(shape)
+            self._add(shape)
             for event, kind, sides in _EVENTS:
-                quoted = _quoted(f"txbus_sim_{event.lower()}_{table}")
-                run.execute(f"DROP TRIGGER IF EXISTS main.{quoted}")
-                told = _told(shape, len(self._known) - 1, kind, sides)
-                run.execute(f"CREATE TRIGGER main.{quoted} AFTER {event} ON {_quoted(table)} BEGIN SELECT {told}; END")
+                name = _quoted(f"txbus_sim_{event.lower()}_{table}")
+                calls = _told(shape, len(self._known) - 1, kind, sides)
+                run.execute(f"CREATE TRIGGER main.{name} AFTER {event} ON {_quoted(table)} BEGIN SELECT {calls}; END")
         run.close()
 
     def _look(self, run: sqlite3.Cursor, table: str) -> _Shape:
