@@ -20,12 +20,12 @@ from txbus_sim._database import _dialect, _functions, _template
 from txbus_sim._database._connection import SimConnection, open_connection
 from txbus_sim._database._failures import refuse
 from txbus_sim._database._file import BROKER, SERVER, SimFile
-from txbus_sim._database._rows import Shapes
+from txbus_sim._database._rows import FUNCTION, Shapes
 from txbus_sim._world import BEGAN_AT_WALL_NS, Process, World, current_process
 from txbus_sim.errors import SimulationError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, MetaData
 
 __all__ = ["Databases", "SimDatabase"]
 
@@ -115,7 +115,7 @@ class Databases:
 
     # declaring
 
-    def define(self, name: str, schema: Callable[[Any], object] | None = None) -> SimDatabase:
+    def define(self, name: str, schema: Callable[[Any], object] | MetaData | None = None) -> SimDatabase:
         """A database of the runs. ``schema`` is called with an Engine to make the tables, in a simulated
         process of its own, the first time only; a `MetaData` will do. txbus's own tables are made as
         well, as ``txbus schema create`` does. What ``schema`` raises comes out of here."""
@@ -241,6 +241,8 @@ class Databases:
         arguments["check_same_thread"] = False
         connection = _Reader(self._files[name].path, **arguments)
         connection.execute("PRAGMA query_only = ON").close()
+        # Who tries to write learns that it may not, rather than that a trigger lacks its function.
+        connection.create_function(FUNCTION, -1, lambda *note: None)
         self._outside.append(weakref.ref(connection))
         return connection
 

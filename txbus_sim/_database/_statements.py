@@ -131,7 +131,7 @@ def read(sql: str) -> Statement:
         verb = _VERBS[tokens.at(start)] if start else Verb.SELECT
     match verb:
         case Verb.SELECT:
-            return Statement(verb, _table(tokens, start))
+            return Statement(verb, _table(tokens))
         case Verb.INSERT | Verb.UPDATE | Verb.DELETE:
             fails = tokens.at(start + 1) == "OR" and tokens.at(start + 2) == "FAIL"
             return Statement(verb, _target(tokens, start), begun_by_driver=driver, keeps_rows=fails)
@@ -185,9 +185,9 @@ def _main(tokens: _Tokens) -> int:
     return 0
 
 
-def _table(tokens: _Tokens, start: int) -> str:
-    """The first table that a SELECT reads."""
-    for place in range(start, len(tokens.upper)):
+def _table(tokens: _Tokens) -> str:
+    """The first table that a SELECT names, in a subquery or a WITH too."""
+    for place in range(len(tokens.upper)):
         if tokens.upper[place] == "FROM" and tokens.at(place + 1) not in ("(", "SELECT"):
             return tokens.name(place + 1)
     return ""
