@@ -74,6 +74,7 @@ class Bus:
         self._service = service
         self._databases = dict(databases or {})
         self._topics: dict[str, Topic[Any]] = {}
+        self._sends: set[str] = set()
         self._handlers: list[HandlerDeclaration] = []
         self._checkers: dict[str, CheckerDeclaration] = {}
         self._ports = ports or system_ports()
@@ -81,6 +82,7 @@ class Bus:
         self._opened: OpenBus | None = None
         for topic in topics:
             self._declare_topic(topic)
+            self._sends.add(topic.name)
 
     def __repr__(self) -> str:
         state = "open" if self._opened is not None else "closed"
@@ -184,6 +186,7 @@ class Bus:
         def declare(function: OwnChecker) -> OwnChecker:
             self._require_closed("bus.checker")
             self._declare_topic(topic)
+            self._sends.add(topic.name)
             if topic.name in self._checkers:
                 raise ConfigurationError(f"topic {topic.name!r} has a checker already")
             self._checkers[topic.name] = CheckerDeclaration(topic, function)
@@ -239,6 +242,7 @@ class Bus:
                 service=self._service,
                 candidates=self._databases,
                 topics=self._topics,
+                sends=frozenset(self._sends),
                 handlers=self._handlers,
                 checkers={name: c.function for name, c in self._checkers.items()},
                 settings=settings,

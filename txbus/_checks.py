@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from txbus import _registry
@@ -209,8 +209,16 @@ def refuse(
         )
 
 
-def refuse_half(capabilities: Capabilities, backend_name: str, topic: Topic[Any], options: SendOptions) -> None:
-    """`CapabilityMissing` for what the broker's own half messages do not keep (``capabilities``: theirs)."""
+def refuse_half(
+    capabilities: Capabilities, backend_name: str, sends: Container[str], topic: Topic[Any], options: SendOptions
+) -> None:
+    """`CapabilityMissing` for what the broker's own half messages do not keep (``capabilities``: theirs);
+    ConfigurationError for a topic that was not announced to it."""
+    if topic.name not in sends:
+        raise ConfigurationError(
+            f"tx.send to Topic({topic.name!r}), which this bus only has a handler of: the broker would ask nobody "
+            "about its half messages; add it to Bus(topics=...)"
+        )
     if (topic.key is not None or options.key is not None) and Capability.ORDER_BY_KEY not in capabilities:
         what = f"tx.send to Topic({topic.name!r}), which has a key,"
         why = "its half messages have no order"

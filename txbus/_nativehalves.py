@@ -55,11 +55,11 @@ class NativeHealth:
 
 @dataclass(slots=True)
 class _Prepared:
-    """What of a half is stored: a handle for each part. ``whole``: all of it."""
+    """What of a half is stored: a handle for each part. ``unsure``: of one more nobody knows."""
 
     half: Half
     handles: dict[int, object] = field(default_factory=dict)
-    whole: bool = False
+    unsure: bool = False
 
 
 @dataclass(slots=True)
@@ -148,11 +148,11 @@ class NativeHalves:
         asks = self._asks(half)
         # The one whose checker is asked comes first: where another one exists, it does.
         for part in sorted(range(len(half.envelopes)), key=lambda part: half.envelopes[part].topic != asks):
-            prepared.handles[part] = self._prepare(half, part, deadline_s, timeout_s)
-        prepared.whole = True
+            prepared.handles[part] = self._prepare(prepared, part, deadline_s, timeout_s)
         return tuple(Receipt(envelope.id or "", envelope.topic, -1, None) for envelope in half.envelopes)
 
-    def _prepare(self, half: Half, part: int, deadline_s: float, timeout_s: float) -> object:
+    def _prepare(self, prepared: _Prepared, part: int, deadline_s: float, timeout_s: float) -> object:
+        half = prepared.half
         left_s = deadline_s - self._clock.monotonic_s()
         what = f"local transaction {half.id}: the half message to {half.envelopes[part].topic!r} was not durable"
         if left_s <= 0:
@@ -162,6 +162,7 @@ class NativeHalves:
         except (MessageRefused, DestinationRefused):
             raise
         except BackendError as exc:
+            prepared.unsure = not exc.outcome_known
             raise HalfFailed(f"{what} within half_timeout_s={timeout_s:g}: {exc}") from exc
 
     def tell(self, half: Half, outcome: Outcome) -> None:
@@ -222,8 +223,8 @@ class NativeHalves:
             else:
                 if outcome is Outcome.COMMITTED:
                     self._note_published(half.database, half.id, part, parts)
-        if outcome is Outcome.ROLLED_BACK and not prepared.whole:
-            # One half message may exist of which nobody knows: its question finds the fence.
+        if outcome is Outcome.ROLLED_BACK and (prepared.unsure or 0 < len(prepared.handles) < parts):
+            # What failed half way is settled for certain: its questions find the fence.
             self._fence(half)
 
     def _note_published(self, database: str, id: HalfId, part: int, parts: int) -> None:

@@ -75,6 +75,7 @@ class OpenBus:
         backend: Backend,
         databases: Mapping[str, Database],
         topics: Mapping[str, Topic[Any]],
+        sends: frozenset[str],
         handlers: Sequence[HandlerDeclaration],
         checkers: Mapping[str, OwnChecker],
         settings: Settings,
@@ -89,6 +90,7 @@ class OpenBus:
         self.emit = events.emit
         self.heard = events.heard
         self.topics = topics
+        self._sends = sends
         self.handlers = handlers
         self._checkers = checkers
         self._ensured: set[str] = set()
@@ -126,13 +128,15 @@ class OpenBus:
         service: str,
         candidates: Mapping[str, Any],
         topics: Mapping[str, Topic[Any]],
+        sends: frozenset[str],
         handlers: Sequence[HandlerDeclaration],
         checkers: Mapping[str, OwnChecker],
         settings: Settings,
         ports: Ports,
         events: Events,
     ) -> OpenBus:
-        """Reach broker and databases, check everything, start what a sender needs."""
+        """Reach broker and databases, check everything, start what a sender needs. ``sends``: the topics
+        that were declared to send to, not by a handler only."""
         backend = _registry.create_backend(url, ports)
         databases: dict[str, Database] = {}
         try:
@@ -144,7 +148,7 @@ class OpenBus:
             for database in databases.values():
                 database.join_service(service, set(databases))
             _prepare_topics(backend, service, topics, settings, bool(databases))
-            opened = cls(service, backend, databases, topics, handlers, checkers, settings, ports, events)
+            opened = cls(service, backend, databases, topics, sends, handlers, checkers, settings, ports, events)
         except BaseException:
             _close_all(*(database.close for database in databases.values()), backend.close)
             raise
@@ -241,7 +245,7 @@ class OpenBus:
 
     def _make_half(self, topic: Topic[Any], payload: Any, options: SendOptions) -> Envelope:
         """An envelope for a half message of the broker's own, which may keep less than a plain one."""
-        refuse_half(self.capabilities(TopicKind.TRANSACTIONAL), self.backend.name, topic, options)
+        refuse_half(self.capabilities(TopicKind.TRANSACTIONAL), self.backend.name, self._sends, topic, options)
         return self.make_envelope(topic, payload, options)
 
     def capabilities(self, kind: TopicKind) -> Capabilities:
@@ -306,7 +310,7 @@ class OpenBus:
             return native_channel(
                 self.service,
                 self.backend,
-                [name for name, topic in self.topics.items() if topic.key is None],
+                [name for name in self.topics if name in self._sends and self.topics[name].key is None],
                 self.databases,
                 self._checkers,
                 settings,

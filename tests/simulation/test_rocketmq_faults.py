@@ -266,7 +266,7 @@ def test_a_half_that_nobody_answers_is_discarded(run: Run) -> None:
         halves_of().prepare(message("a"), 1.0)
 
     run.process("p", main, None)
-    run.process("other", lambda: sleep(60))
+    run.process("other", lambda: sleep(250))
     history = run.go("p/broker.prepare:half#1 kill-after")
     (settled,) = of(history, Settled)
     assert isinstance(settled, Settled) and settled.discarded

@@ -141,6 +141,18 @@ def test_the_third_of_five_fails() -> None:
     assert shop.ask() == [ROLLED_BACK, ROLLED_BACK]
 
 
+def test_a_half_of_which_nothing_exists_writes_no_fence() -> None:
+    """The broker is away, so nothing was done: an application that tries again and again leaves no rows."""
+    shop = Shop()
+    shop.broker.fails[0] = BackendUnavailable("away")
+    half = shop.half("A", "orders", "stock")
+    with pytest.raises(HalfFailed):
+        shop.channel.store(half, 60.0)
+    shop.channel.tell(half, ROLLED_BACK)
+    shop.channel.flush()
+    assert not shop.rows and not shop.broker.finished
+
+
 def test_a_permanent_refusal_passes_as_it_is() -> None:
     """What the broker never takes is told to the application as such."""
     shop = Shop()

@@ -159,7 +159,10 @@ class SimHalfMessages:
             world.sleep_ns(1_000_000)
             return ()
         fault = world.enter(self._checks_label, CHECKS)
-        asked, producer.questions = producer.questions, []
+        # A later question about the same half makes the earlier ones idle: an answer to each of them
+        # would deliver the message once more.
+        asked = list({one.transaction_id: one for one in producer.questions}.values())
+        producer.questions = []
         match fault:
             case Fault.CHECK_MISSING:
                 del asked[0]

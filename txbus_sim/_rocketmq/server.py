@@ -25,8 +25,9 @@ SERVICE = "rocketmq"
 _S = 1_000_000_000
 _RANDOM = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{4,})*")
 
-SIMULATED = Rules(check_after_ns=2 * _S, check_interval_ns=2 * _S, invisible_ns_min=_S)
-"""Short check times, so that a run need not last for minutes."""
+SIMULATED = Rules(check_after_ns=2 * _S, check_interval_ns=2 * _S, check_max=100, invisible_ns_min=_S)
+"""Short check times, so that a run need not last for minutes; and a budget of 200 s, longer than any pause of
+a process, as a server is to be set up for its longest outage."""
 
 SERVER: Faults = (Fault.FAILOVER, Fault.MEMORY_LOST)
 """The proxy is restarted; the broker is killed, and the proxy with it."""
