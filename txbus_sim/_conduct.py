@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import TracebackType
 
 from txbus_sim._parallel import Crew, Interrupt, crew
-from txbus_sim._probe import Item, Probe, Runner, Summary, Wants
+from txbus_sim._probe import Item, Probe, RunOnce, Summary, Wants
 from txbus_sim._progress import Progress
 from txbus_sim.errors import SimulationError
 from txbus_sim.faults import Fault
-from txbus_sim.history import Point
 from txbus_sim.result import RunResult, Verdict
 from txbus_sim.schedule import Schedule
 from txbus_sim.shrink import Shrunk, shrink_with
@@ -57,14 +56,20 @@ class Failure:
     stage: str
     verdict: Verdict
     schedule: Schedule
+    times: int = 1
+    """Runs that failed so, this one included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Pairs of label and fault: how often each was placed, and which never was."""
+    """How often each fault was placed at each label that offers it, zeros included."""
 
-    placed: Mapping[tuple[str, Fault], int]
-    never: tuple[tuple[str, Fault], ...]
+    counts: Mapping[tuple[str, Fault], int]
+
+    @property
+    def never(self) -> tuple[tuple[str, Fault], ...]:
+        """What could have been placed and never was."""
+        return tuple(pair for pair, count in self.counts.items() if not count)
 
 
 class Over(Exception):
@@ -103,8 +108,12 @@ class Tally:
                 sums[name] = sums.get(name, 0) + count
         if summary.verdict is not None:
             self.failed += 1
-            failure = Failure(summary.number, stage, summary.verdict, Schedule(summary.placed))
-            self.failures.setdefault(summary.verdict.identity, failure)
+            known = self.failures.get(summary.verdict.identity)
+            self.failures[summary.verdict.identity] = (
+                Failure(summary.number, stage, summary.verdict, Schedule(summary.placed))
+                if known is None
+                else replace(known, times=known.times + 1)
+            )
 
 
 class Conductor:
@@ -112,8 +121,9 @@ class Conductor:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: RunOnce,
         *,
+        without: Collection[Fault],
         jobs: int,
         runs_max: int | None,
         failures_max: int | None,
@@ -121,9 +131,9 @@ class Conductor:
     ) -> None:
         self.tally = Tally()
         self.end = End.COMPLETE
-        self.guide = Guide(())
-        self.points: tuple[Point, ...] = ()
-        """Of the run without faults, with the application's lines."""
+        self.guide = Guide()
+        """With the application's lines."""
+        self._without = without
         self._runner = runner
         self._jobs = jobs
         self._runs_max = runs_max
@@ -142,6 +152,7 @@ class Conductor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._interrupt.ignore()
         try:
             if self._workers is not None:
                 self._workers.close()
@@ -166,8 +177,7 @@ class Conductor:
         first = self._runner(Schedule())
         noted = self._runner(Schedule(), note_sites=True)
         _compare(first, noted)
-        self.points = tuple(noted.history.points())
-        self.guide = Guide(self.points)
+        self.guide = Guide(noted.history.points(), self._without)
         self.tally.offered.update(dict.fromkeys(self.guide.pairs))
         summary = Summary(0, (), first.verdict, dict(first.sometimes), dict(first.premises))
         stage = self._stages["without faults"] = _Counts("without faults", 1, 0)
@@ -257,7 +267,7 @@ class Conductor:
 
     def coverage(self) -> Coverage:
         tally = self.tally
-        return Coverage(dict(tally.placed), tuple(pair for pair in tally.offered if pair not in tally.placed))
+        return Coverage({pair: tally.placed.get(pair, 0) for pair in tally.offered})
 
 
 def _compare(first: RunResult, second: RunResult) -> None:

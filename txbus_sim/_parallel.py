@@ -7,7 +7,6 @@ order of the items, so that nobody can tell how many workers there were.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -62,8 +61,14 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            self.ignore()
             raise KeyboardInterrupt
         self.asked = True
+
+    def ignore(self) -> None:
+        """From here on, while workers are ended: one more would leave some of them behind."""
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Crew(Generic[A, B]):
@@ -114,7 +119,7 @@ def _attempt(work: Callable[[A], B], item: A) -> B | _Broken:
 
 
 def _broken(item: object, broken: _Broken) -> SimulationError:
-    return SimulationError(f"the simulation itself failed in {_shown(item)}:\n{broken.text}")
+    return SimulationError(f"the simulation itself failed in {_shown(item)}\n{broken.text}")
 
 
 def _shown(item: object) -> str:
@@ -122,11 +127,34 @@ def _shown(item: object) -> str:
 
 
 @dataclass(slots=True)
-class _Worker(Generic[A]):
+class _Worker(Generic[A, B]):
     process: BaseProcess
     pipe: Connection
     given: deque[tuple[int, A]] = field(default_factory=deque)
     """What it has not answered yet; it runs the first."""
+
+    def give(self, numbered: tuple[int, A]) -> None:
+        self.given.append(numbered)
+        try:
+            self.pipe.send(numbered)
+        except OSError:
+            # It has died; that is said in the place of the answer that is missed first.
+            pass
+
+    def take(self) -> tuple[int, B | _Broken]:
+        """Its next answer; that it has died is one, to what it was running. What was given to it
+        behind that is forgotten: nobody gets so far."""
+        number, _ = self.given.popleft()
+        try:
+            answered, result = self.pipe.recv()
+        except (EOFError, OSError):
+            self.given.clear()
+            self.process.join(_PATIENCE_S)
+            code = self.process.exitcode
+            how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit status {code}"
+            return number, _Broken(f"the worker (process {self.process.pid}) ended {how}")
+        assert number == answered, f"answer {answered} where {number} was expected"
+        return number, result
 
 
 class Workers(Crew[A, B]):
@@ -135,7 +163,7 @@ class Workers(Crew[A, B]):
     def __init__(self, work: Callable[[A], B], jobs: int) -> None:
         super().__init__(work)
         context = multiprocessing.get_context("fork")
-        self._workers: list[_Worker[A]] = []
+        self._workers: list[_Worker[A, B]] = []
         sys.stdout.flush()
         sys.stderr.flush()
         for _ in range(jobs):
@@ -151,72 +179,41 @@ class Workers(Crew[A, B]):
         ready: dict[int, B | _Broken] = {}
         asked: dict[int, A] = {}
         given, wanted = 0, 0
-        exhausted = False
-        try:
-            while True:
-                while not exhausted and given - wanted < _AHEAD * len(self._workers):
-                    worker = min(self._workers, key=lambda one: len(one.given))
-                    if len(worker.given) > _QUEUED:
-                        break
-                    following = next(numbered, None)
-                    if following is None:
-                        exhausted = True
-                        break
-                    self._give(worker, following)
-                    asked[following[0]] = following[1]
-                    given += 1
-                if wanted == given:
-                    return
-                for worker in self._answering():
-                    number, result = self._take(worker)
-                    ready[number] = result
-                while wanted in ready:
-                    result, item = ready.pop(wanted), asked.pop(wanted)
-                    wanted += 1
-                    if isinstance(result, _Broken):
-                        raise _broken(item, result)
-                    yield result
-        finally:
-            self._drain()
+        self._drain()
+        while True:
+            while given - wanted < _AHEAD * len(self._workers):
+                worker = min(self._workers, key=lambda one: len(one.given))
+                if len(worker.given) > _QUEUED:
+                    break
+                following = next(numbered, None)
+                if following is None:
+                    break
+                worker.give(following)
+                asked[following[0]] = following[1]
+                given += 1
+            if wanted == given:
+                return
+            for worker in self._answering():
+                number, result = worker.take()
+                ready[number] = result
+            while wanted in ready:
+                result, item = ready.pop(wanted), asked.pop(wanted)
+                wanted += 1
+                if isinstance(result, _Broken):
+                    raise _broken(item, result)
+                yield result
 
-    def _give(self, worker: _Worker[A], numbered: tuple[int, A]) -> None:
-        try:
-            worker.pipe.send(numbered)
-        except OSError:
-            # It has died; what it was running is named when its answer is missed.
-            if not worker.given:
-                raise self._died(worker, numbered[1]) from None
-        worker.given.append(numbered)
-
-    def _answering(self) -> list[_Worker[A]]:
+    def _answering(self) -> list[_Worker[A, B]]:
         busy = [worker for worker in self._workers if worker.given]
         answered = wait([worker.pipe for worker in busy], timeout=1.0)
         return [worker for worker in busy if worker.pipe in answered]
 
-    def _take(self, worker: _Worker[A]) -> tuple[int, B | _Broken]:
-        try:
-            number, result = worker.pipe.recv()
-        except (EOFError, OSError):
-            raise self._died(worker, worker.given[0][1]) from None
-        expected, _ = worker.given.popleft()
-        assert number == expected, f"answer {number} where {expected} was expected"
-        return number, result
-
-    def _died(self, worker: _Worker[A], item: A) -> SimulationError:
-        worker.process.join(_PATIENCE_S)
-        code = worker.process.exitcode
-        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit status {code}"
-        worker.given.clear()
-        self.close()
-        return SimulationError(f"a worker (process {worker.process.pid}) ended {how} while it ran {_shown(item)}")
-
     def _drain(self) -> None:
-        """Wait for what was given and nobody wants any more, so that the workers can be used again."""
-        with contextlib.suppress(EOFError, OSError):
-            for worker in self._workers:
-                while worker.given:
-                    worker.pipe.recv()
-                    worker.given.popleft()
+        """Wait for what was given last time and nobody wants any more. Not at the end of a `map`: who
+        ends everything does not wait for a run that hangs."""
+        for worker in self._workers:
+            while worker.given:
+                worker.take()
 
     def close(self) -> None:
         workers, self._workers = self._workers, []

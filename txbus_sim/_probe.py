@@ -12,12 +12,12 @@ from txbus_sim.faults import Fault, Faults
 from txbus_sim.history import FaultHappened, Point
 from txbus_sim.result import RunResult, Verdict
 from txbus_sim.schedule import Address, Deviation, Schedule
-from txbus_sim.strategies import Fixed, Guide, Strategy, amounts
+from txbus_sim.strategies import Fixed, Guide, Strategy, amounts, left_of
 
-__all__ = ["Item", "Probe", "Recovered", "Runner", "Summary", "Wants", "deviations_at", "tries"]
+__all__ = ["Item", "Probe", "Recovered", "RunOnce", "Summary", "Wants", "deviations_at", "tries"]
 
 
-class Runner(Protocol):
+class RunOnce(Protocol):
     """Runs a scenario once, under a schedule or a tape. The same choices give the same history."""
 
     def __call__(
@@ -45,7 +45,7 @@ class Item:
 
     def __str__(self) -> str:
         if isinstance(self.strategy, Fixed):
-            return f"run {self.number}, which has this schedule:\n{Schedule.of(self.strategy.deviations)}"
+            return f"run {self.number}, which has this schedule:\n{Schedule.of(self.strategy.deviations)}".rstrip()
         return f"run {self.number}, {self.strategy}"
 
 
@@ -85,7 +85,7 @@ def tries(faults: Iterable[Fault]) -> int:
 class Probe:
     """Makes runs and reports on them; what workers do."""
 
-    def __init__(self, runner: Runner, guide: Guide) -> None:
+    def __init__(self, runner: RunOnce, guide: Guide) -> None:
         self._runner = runner
         self._guide = guide
         self._known = set(guide.pairs)
@@ -116,7 +116,7 @@ class Probe:
         for record in result.history.records:
             if type(record) is Point and (record.label, id(record.faults)) not in met:
                 met.add((record.label, id(record.faults)))
-                for fault in record.faults:
+                for fault in left_of(record.faults, self._guide.without):
                     if (record.label, fault) not in self._known:
                         new[record.label, fault] = None
         return tuple(new)
@@ -124,20 +124,22 @@ class Probe:
     def _recovered(self, result: RunResult, every: bool) -> tuple[tuple[Recovered, ...], int]:
         found: list[Recovered] = []
         met: set[tuple[str, bool, int, str]] = set()
-        weights: dict[int, int] = {}
+        offers: dict[int, tuple[Faults, int]] = {}
         enumerated = 0
         hit = False
         for record in result.history.records:
             if type(record) is FaultHappened:
                 hit = True
             elif hit and type(record) is Point:
-                faults = record.faults
-                if id(faults) not in weights:
-                    weights[id(faults)] = tries(faults)
-                enumerated += weights[id(faults)]
+                offer = offers.get(id(record.faults))
+                if offer is None:
+                    left = left_of(record.faults, self._guide.without)
+                    offer = offers[id(record.faults)] = (left, tries(left))
+                faults, weight = offer
+                enumerated += weight
                 state = result.states.get(record.address, "") if result.states else ""
                 later = "+" in record.process
-                sort = (record.label, later, id(faults), state)
+                sort = (record.label, later, id(record.faults), state)
                 if every or sort not in met:
                     met.add(sort)
                     found.append(Recovered(record.process, record.label, record.number, faults, later, state))

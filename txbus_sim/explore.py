@@ -11,20 +11,20 @@ Verdicts, counts and the first failure are the same for any number of jobs, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple, TextIO, TypeVar
 
 from txbus_sim._conduct import Conductor, Coverage, End, Failure, Over, Stage
-from txbus_sim._probe import Runner, Summary, Wants, deviations_at
+from txbus_sim._probe import RunOnce, Summary, Wants, deviations_at
 from txbus_sim._progress import progress_on
 from txbus_sim.faults import Fault
 from txbus_sim.history import Point
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Address, Deviation, Schedule
 from txbus_sim.shrink import RUNS_MAX, Shrunk
-from txbus_sim.strategies import CrashLoop, Family, Fixed, Random, Strategy, family
+from txbus_sim.strategies import KILLS, CrashLoop, Family, Fixed, Random, Strategy, family
 
 __all__ = [
     "CRASHES_OF_A_LOOP",
@@ -33,7 +33,7 @@ __all__ = [
     "End",
     "ExplorationResult",
     "Failure",
-    "Runner",
+    "RunOnce",
     "Stage",
     "crash_everywhere",
     "explore",
@@ -137,9 +137,9 @@ class ExplorationResult:
         for stage in self.stages:
             lines.append(f"  {stage.name}: {stage.executed:,} run, {stage.pruned:,} pruned, {stage.failed:,} failed")
         for failure in self.failures:
-            lines.append(
-                f"  run {failure.number} ({failure.stage}): {failure.verdict.name}: {failure.verdict.sentence}"
-            )
+            verdict = failure.verdict
+            first = f"first in run {failure.number}, {failure.stage}"
+            lines.append(f"  {failure.times:,} failed so ({first}): {verdict.name}: {verdict.sentence}")
         lines += [f"  vacuous: {verdict.sentence}" for verdict in self.vacuous]
         never = self.coverage.never
         if never:
@@ -150,8 +150,9 @@ class ExplorationResult:
 
 
 def crash_everywhere(
-    runner: Runner,
+    runner: RunOnce,
     *,
+    without: Collection[Fault] = KILLS,
     prune: bool = True,
     second_faults: bool = True,
     crashes_of_a_loop: int = CRASHES_OF_A_LOOP,
@@ -167,7 +168,8 @@ def crash_everywhere(
     Of second faults that hit the same operation (its label, whether its process was started anew) with
     the same fault after the same sort of first fault at the same label, one is run; of those in the
     same state of the protocol, where the runner tells states. Of crash loops, those at the first and at
-    the last operation with a label. ``prune`` False runs them all. ``runs_max`` and ``failures_max``
+    the last operation with a label. ``prune`` False runs them all. Faults in ``without`` are placed
+    nowhere. ``runs_max`` and ``failures_max``
     (different ones) end it early. Blocks; Ctrl-C ends it with what is known.
     """
     cells: list[CrashCell] = []
@@ -176,16 +178,22 @@ def crash_everywhere(
         _Crashes(conductor, prune, second_faults, cells).run(crashes_of_a_loop)
 
     conductor = Conductor(
-        runner, jobs=jobs, runs_max=runs_max, failures_max=failures_max, progress=progress_on(progress)
+        runner,
+        without=without,
+        jobs=jobs,
+        runs_max=runs_max,
+        failures_max=failures_max,
+        progress=progress_on(progress),
     )
     return _conduct("crash_everywhere", conductor, plan, 0, jobs, shrink_runs_max, cells)
 
 
 def explore(
-    runner: Runner,
+    runner: RunOnce,
     budget: int,
     *,
     seed: int = 0,
+    without: Collection[Fault] = KILLS,
     jobs: int = 1,
     failures_max: int | None = None,
     shrink_runs_max: int = RUNS_MAX,
@@ -201,7 +209,9 @@ def explore(
         strategies = (Random(seed, number) for number in range(1, budget + 1))
         _drain(conductor.run("random", strategies, budget))
 
-    conductor = Conductor(runner, jobs=jobs, runs_max=None, failures_max=failures_max, progress=progress_on(progress))
+    conductor = Conductor(
+        runner, without=without, jobs=jobs, runs_max=None, failures_max=failures_max, progress=progress_on(progress)
+    )
     return _conduct("explore", conductor, plan, seed, jobs, shrink_runs_max, [])
 
 
@@ -230,8 +240,10 @@ def _conduct(
         run: RunResult | None = None
         if failures:
             first = failures[0]
+            run = conductor.replay(first.schedule, first.verdict)
             shrunk = conductor.shrink(first, shrink_runs_max)
-            run = conductor.replay(shrunk.schedule if shrunk is not None else first.schedule, first.verdict)
+            if shrunk is not None and shrunk.schedule != first.schedule:
+                run = conductor.replay(shrunk.schedule, first.verdict)
         decided = conductor.end is End.COMPLETE and not failures
         return ExplorationResult(
             kind=kind,
@@ -291,7 +303,7 @@ class _Crashes:
         self._seconds_enumerated = 0
 
     def run(self, crashes_of_a_loop: int) -> None:
-        points = self._conductor.points
+        points = self._conductor.guide.points
         crashes = [
             (point, deviation)
             for point in points

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Final, TypeAlias
 
 from txbus_sim._parallel import Crew, crew
-from txbus_sim._probe import Item, Probe, Runner, Summary
+from txbus_sim._probe import Item, Probe, RunOnce, Summary
 from txbus_sim.errors import SimulationError
 from txbus_sim.faults import Fault
 from txbus_sim.history import History, Point
@@ -60,13 +60,13 @@ class Shrunk:
     complete: bool
 
 
-def shrink(runner: Runner, schedule: Schedule, *, runs_max: int = RUNS_MAX, jobs: int = 1) -> Shrunk:
+def shrink(runner: RunOnce, schedule: Schedule, *, runs_max: int = RUNS_MAX, jobs: int = 1) -> Shrunk:
     """Shrink a failing schedule. The result does not depend on ``jobs``.
 
     SimulationError if the schedule does not fail. Blocks for at most ``runs_max`` runs, and those
     that prove what is left to be minimal.
     """
-    with crew(Probe(runner, Guide(())), jobs) as workers:
+    with crew(Probe(runner, Guide()), jobs) as workers:
         return shrink_with(workers, lambda one: runner(one).history, schedule, runs_max)
 
 

@@ -7,17 +7,18 @@ placed, so that any run becomes a `Schedule` that replays to the same history.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from txbus_sim.faults import Fault, Faults
-from txbus_sim.history import History, Point
+from txbus_sim.history import Point
 from txbus_sim.schedule import Address, Deviation, Schedule
 
 __all__ = [
     "AMOUNTS",
+    "KILLS",
     "CrashLoop",
     "Family",
     "Fixed",
@@ -30,6 +31,7 @@ __all__ = [
     "Strategy",
     "amounts",
     "family",
+    "left_of",
     "schedule_of",
 ]
 
@@ -67,6 +69,16 @@ def amounts(fault: Fault) -> tuple[int, ...]:
     return AMOUNTS.get(fault, (0,))
 
 
+def left_of(faults: Faults, without: Collection[Fault]) -> Faults:
+    """The faults that may be placed."""
+    return tuple(fault for fault in faults if fault not in without)
+
+
+KILLS: Final = frozenset((Fault.KILL_BEFORE, Fault.KILL_AFTER))
+"""Left out unless they are asked for: of a process that is gone for ever nothing can be expected in the
+end, so that every assertion about the end would fail."""
+
+
 class Family(Enum):
     """What sort of trouble a fault is: what the others have to recover from."""
 
@@ -93,10 +105,14 @@ def family(fault: Fault) -> Family:
 
 
 class Guide:
-    """The run without faults as strategies see it: which operations there are, and how often."""
+    """The run without faults as strategies see it: which operations there are, and how often.
 
-    def __init__(self, points: Iterable[Point]) -> None:
-        self.points = tuple(points)
+    ``without``: faults that are never to be placed; the points do not offer them.
+    """
+
+    def __init__(self, points: Iterable[Point] = (), without: Collection[Fault] = ()) -> None:
+        self.points = tuple(point._replace(faults=left_of(point.faults, without)) for point in points)
+        self.without = frozenset(without)
         self.counts: dict[str, int] = {}
         self.offered: dict[str, dict[Fault, None]] = {}
         self.firsts: dict[str, Point] = {}
@@ -108,10 +124,6 @@ class Guide:
         self.pairs: tuple[tuple[str, Fault], ...] = tuple(
             (label, fault) for label, faults in self.offered.items() for fault in faults
         )
-
-    @classmethod
-    def of(cls, history: History) -> Guide:
-        return cls(history.points())
 
 
 class RecordingTape(Protocol):
@@ -304,7 +316,7 @@ class RandomTape:
         known = dict.fromkeys(fault for _, fault in guide.pairs)
         kills = chance.random() < 0.2
         # Nobody starts a killed process anew: where that happens in each run, nothing recovers.
-        can = [fault for fault in known if kills or fault not in (Fault.KILL_BEFORE, Fault.KILL_AFTER)]
+        can = [fault for fault in known if kills or fault not in KILLS]
         if not can:
             return
         kinds = [fault for fault in can if chance.random() < 0.5] or [chance.choice(can)]
