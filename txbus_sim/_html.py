@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -15,14 +15,16 @@ from txbus_sim._lanes import lanes
 from txbus_sim._lines import clean, to_text
 from txbus_sim._pagedata import PageData, schedule_name
 from txbus_sim._source import Place, place_at_end, shown_path, statement
-from txbus_sim._summary import Summary, summary_lines
+from txbus_sim._summary import summary_lines
 from txbus_sim._timeline import focus, process_name, seconds, timeline
 from txbus_sim._words import about, heading, in_short, outcome
+from txbus_sim.explore import ExplorationResult
 from txbus_sim.faults import Fault
-from txbus_sim.report import ROWS_MAX, Told, logs, replay_command
+from txbus_sim.report import ROWS_MAX, Told, logs, replay_command, with_proof
 from txbus_sim.result import RunResult, Verdict, VerdictKind
+from txbus_sim.schedule import Schedule
 
-__all__ = ["Tried", "render_html"]
+__all__ = ["Tried", "render_exploration", "render_html"]
 
 _LOG_LINES_MAX = 2_000
 _FALLBACK_WIDTH = 120
@@ -41,7 +43,7 @@ def render_html(
     result: RunResult,
     told: Told | None = None,
     matrix: Iterable[Tried] = (),
-    summary: Summary | None = None,
+    summary: ExplorationResult | None = None,
 ) -> str:
     """The whole page for a run, failed or not, and for the runs of a crash matrix beside it.
 
@@ -71,6 +73,23 @@ def render_html(
         summary="\n".join(_summary(summary)),
         data=data.json(),
     )
+
+
+def render_exploration(
+    result: ExplorationResult, replay: Callable[[Schedule], RunResult], told: Told | None = None
+) -> str:
+    """The page of an exploration: its first failure, or the run without faults if nothing failed.
+
+    ``replay`` makes each run of the crash matrix once more, for its timeline; runs are cheap and
+    deterministic, and no exploration could keep all their histories.
+    """
+    run = result.run
+    if run is None:
+        run = replay(Schedule())
+        if result.verdict is not None:
+            run = replace(run, verdict=result.verdict)
+    matrix = (Tried(cell.site, replay(Schedule((cell.deviation,)))) for cell in result.matrix)
+    return render_html(run, with_proof(result, told), matrix, result)
 
 
 def _asset(name: str) -> str:
@@ -294,20 +313,20 @@ def _details(verdict: Verdict | None) -> Iterator[str]:
     yield f'<pre tabindex="0">{_text_lines(chr(10).join(verdict.details))}</pre></section>'
 
 
-def _summary(summary: Summary | None) -> Iterator[str]:
+def _summary(summary: ExplorationResult | None) -> Iterator[str]:
     if summary is None:
         return
     text = to_text(summary_lines(summary, _FALLBACK_WIDTH), width=_FALLBACK_WIDTH, colour=False)
     yield '<section aria-labelledby="summary-title"><h2 id="summary-title">The exploration</h2>'
-    yield f'<pre tabindex="0">{_text_lines(text)}</pre></section>'
+    yield f'<pre class="wide" tabindex="0">{_text_lines(text)}</pre></section>'
 
 
 def _keeping(result: RunResult, told: Told) -> Iterator[str]:
-    command = replay_command(told)
-    if not command and told.file is None:
+    command = replay_command(result.schedule, told)
+    if not command:
         return
     yield '<section class="columns" aria-label="How to keep it">'
-    if told.file is not None:
+    if told.file is not None and len(result.schedule):
         kept = "Kept in" if told.kept else "To pin it, commit"
         yield f"<div><h2>{kept} {_code(shown_path(str(told.file)))}</h2>"
         yield f'<pre tabindex="0">{_text_lines(str(result.schedule))}</pre></div>'

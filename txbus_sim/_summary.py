@@ -3,65 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from txbus_sim._lines import Line, Span, Style, cells, clean, line, wrap
 from txbus_sim._words import in_short
+from txbus_sim.explore import End, ExplorationResult, Failure, Stage
 from txbus_sim.faults import Fault
-from txbus_sim.result import Verdict
 
-__all__ = ["Summary", "summary_lines"]
+__all__ = ["summary_lines"]
 
 _LABEL_WIDTH_MAX = 48
 _FAULTS_WIDTH_MIN = 40
+_DEVIATIONS_SHOWN = 3
+_ENDS = {
+    End.ENOUGH: "ENDED at the failures it was asked for",
+    End.CUT: "ENDED at the runs it was allowed",
+    End.INTERRUPTED: "INTERRUPTED",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The figures of one exploration.
-
-    ``coverage`` counts for each label and fault how often the fault took place there; 0 where the
-    operation could have suffered it and never did. ``premises`` and ``sometimes`` count by name,
-    zeros included. ``took_s`` is real time, None to leave it and the rate out. ``left``: schedules
-    that were not run because somebody interrupted.
-    """
-
-    runs: int
-    passed: int
-    failures: Sequence[tuple[Verdict, int]] = ()
-    enumerated: int | None = None
-    pruned: int = 0
-    left: int = 0
-    took_s: float | None = None
-    coverage: Mapping[tuple[str, Fault], int] = field(default_factory=dict)
-    premises: Mapping[str, int] = field(default_factory=dict)
-    sometimes: Mapping[str, int] = field(default_factory=dict)
-
-
-def summary_lines(summary: Summary, width: int) -> Iterator[Line]:
-    """Lines of at most ``width`` columns; equal figures give equal lines."""
-    for text in wrap(_counts(summary), width):
+def summary_lines(result: ExplorationResult, width: int) -> Iterator[Line]:
+    """Lines of at most ``width`` columns; equal results give equal lines but for the time they took."""
+    for text in wrap(_counts(result), width):
         yield line(text, Style.HEADING)
-    yield (Span(f"{summary.passed:>9,}", Style.GOOD), Span(" passed"))
-    for verdict, times in summary.failures:
-        first, *rest = wrap(clean(in_short(verdict)), width - 10, "")
-        yield (Span(f"{times:>9,}", Style.BAD), Span(f" {first}"))
-        yield from (line(f"{'':10}{text}") for text in rest)
-    yield from _coverage(summary.coverage, width)
-    yield from _named("Properties, and how often each was put to the test", summary.premises, width)
-    yield from _named("Sometimes, and how often it was so", summary.sometimes, width)
+    yield from _end(result, width)
+    yield from _stages(result.stages, width)
+    yield from _failures(result.failures, width)
+    yield from _coverage(result.coverage.counts, width)
+    vacuous = {verdict.name for verdict in result.vacuous}
+    yield from _named("Properties, and how often each was put to the test", result.premises, vacuous, width)
+    yield from _named("Sometimes, and how often it was so", result.sometimes, vacuous, width)
 
 
-def _counts(summary: Summary) -> str:
-    told = [f"{summary.runs:,} schedule{'' if summary.runs == 1 else 's'} run"]
-    if summary.enumerated is not None:
-        told.append(f"{summary.enumerated:,} enumerated, {summary.pruned:,} of them pruned as alike")
-    if summary.took_s is not None:
-        rate = f", {summary.runs / summary.took_s:,.0f} a second" if summary.took_s > 0 else ""
-        told.append(f"in {summary.took_s:,.1f} s{rate}")
-    if summary.left:
-        told.append(f"INTERRUPTED with {summary.left:,} left")
-    return "; ".join(told)
+def _counts(result: ExplorationResult) -> str:
+    rate = f"{result.executed / result.seconds:,.0f} a second, " if result.seconds else ""
+    return (
+        f"{result.kind}: {result.executed:,} run{_s(result.executed)} in {result.seconds:,.1f} s "
+        f"({rate}{result.jobs} job{_s(result.jobs)}): {result.passed:,} passed, {result.failed:,} failed; "
+        f"{result.enumerated:,} enumerated, {result.pruned:,} pruned"
+    )
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _end(result: ExplorationResult, width: int) -> Iterator[Line]:
+    why = _ENDS.get(result.end)
+    if why is None:
+        return
+    left = result.enumerated - result.pruned - result.executed
+    words = f"{why}; {left:,} not run, and what follows from them not enumerated"
+    yield from (line(f"  {text}", Style.NOTE) for text in wrap(words, width - 2))
+
+
+def _stages(stages: Sequence[Stage], width: int) -> Iterator[Line]:
+    if len(stages) < 2:
+        return
+    column = min(max(cells(stage.name) for stage in stages), max(16, width - 32)) + 2
+    yield ()
+    yield line(f"{'Stages':{column}}{'run':>10}{'failed':>10}{'pruned':>10}", Style.HEADING)
+    for stage in stages:
+        failed = Span(f"{stage.failed:>10,}", Style.BAD if stage.failed else Style.PLAIN)
+        yield (Span(f"  {stage.name:{column - 2}}{stage.executed:>10,}"), failed, Span(f"{stage.pruned:>10,}"))
+
+
+def _failures(failures: Sequence[Failure], width: int) -> Iterator[Line]:
+    if not failures:
+        return
+    yield ()
+    yield line("Failures, the first of each kind", Style.HEADING)
+    for failure in failures:
+        more = f", {failure.times:,} such runs" if failure.times > 1 else ""
+        words = f"run {failure.number} ({failure.stage}{more}): {in_short(failure.verdict)}"
+        yield from (line(f"  {text}", Style.BAD) for text in wrap(clean(words), width - 2))
+        for deviation in failure.schedule.deviations[:_DEVIATIONS_SHOWN]:
+            yield line(f"    {clean(str(deviation))}", Style.FAULT)
+        others = len(failure.schedule) - _DEVIATIONS_SHOWN
+        if others > 0:
+            yield line(f"    and {others} more", Style.FAULT)
 
 
 def _coverage(coverage: Mapping[tuple[str, Fault], int], width: int) -> Iterator[Line]:
@@ -103,14 +122,17 @@ def _beside(begin: str, text: str, style: Style, column: int, width: int) -> Ite
         begin = " " * column
 
 
-def _named(title: str, counts: Mapping[str, int], width: int) -> Iterator[Line]:
+def _named(title: str, counts: Mapping[str, int], vacuous: set[str], width: int) -> Iterator[Line]:
     if not counts:
         return
     yield ()
     yield line(title, Style.HEADING)
     for name, count in counts.items():
-        style = Style.PLAIN if count else Style.BAD
-        words = clean(name) if count else f"{clean(name)}: VACUOUS, its situation never occurred"
+        style, words = Style.PLAIN, clean(name)
+        if name in vacuous:
+            style, words = Style.BAD, f"{words}: VACUOUS, it never occurred"
+        elif not count:
+            style, words = Style.NOTE, f"{words}: never in these runs"
         first, *rest = wrap(words, width - 12, "")
         yield (Span(f"{count:>9,}  ", style), Span(first, style))
         yield from (line(f"{'':11}{text}", style) for text in rest)

@@ -11,33 +11,35 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from txbus_sim import history as h
 from txbus_sim._lanes import lanes
 from txbus_sim._lines import Line, Span, Style, clean, line, to_text, wrap
 from txbus_sim._source import Place, place_at_end, shown_path, statement
-from txbus_sim._summary import Summary, summary_lines
+from txbus_sim._summary import summary_lines
 from txbus_sim._timeline import focus, process_name, seconds, timeline
 from txbus_sim._words import about, heading, outcome
+from txbus_sim.explore import ExplorationResult
 from txbus_sim.history import History
 from txbus_sim.result import RunResult, Verdict, VerdictKind
-from txbus_sim.schedule import Deviation, Schedule
+from txbus_sim.schedule import Schedule
+from txbus_sim.shrink import Necessity
 
 __all__ = [
     "LOGS_MAX",
     "ROWS_MAX",
     "WIDTH",
-    "Needed",
-    "Summary",
     "Told",
     "logs",
     "look",
+    "render_exploration",
     "render_failure",
     "render_summary",
     "replay_command",
+    "with_proof",
 ]
 
 WIDTH = 160
@@ -48,17 +50,6 @@ LOGS_MAX = 15
 _DETAILS_MAX = 60
 
 
-class Needed(Protocol):
-    """The proof that a deviation is needed: what the run without it came to, None if it passed."""
-
-    @property
-    def deviation(self) -> Deviation: ...
-    @property
-    def without(self) -> Schedule: ...
-    @property
-    def outcome(self) -> Verdict | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a report tells besides the run itself.
@@ -67,7 +58,7 @@ class Told:
     replays it; where it is empty, `txbus sim replay` with the file is shown.
     """
 
-    needs: Sequence[Needed] = ()
+    needs: Sequence[Necessity] = ()
     file: Path | None = None
     kept: bool = False
     command: str = ""
@@ -97,7 +88,7 @@ def render_failure(
         _logs(result.history, width, logs_max),
         _details(result.verdict, width),
         _assumed(result.verdict, width),
-        _keeping(result.schedule, told, width),
+        _keeping(result.schedule, told),
     )
     return to_text(_joined(parts), width=width, colour=colour)
 
@@ -110,10 +101,39 @@ def look(out: TextIO) -> tuple[int, bool]:
     return shutil.get_terminal_size((WIDTH, 24)).columns, not os.environ.get("NO_COLOR")
 
 
-def render_summary(summary: Summary, *, width: int = WIDTH, colour: bool = False) -> str:
-    """What an exploration came to: counts, failures, faults by operation with those that never took
-    place, properties and `sometimes` with those that were never put to the test."""
-    return to_text(summary_lines(summary, width), width=width, colour=colour)
+def render_exploration(
+    result: ExplorationResult,
+    told: Told | None = None,
+    *,
+    width: int = WIDTH,
+    colour: bool = False,
+    rows_max: int = ROWS_MAX,
+    logs_max: int = LOGS_MAX,
+) -> str:
+    """The first failure's report, with the proof from shrinking, and the summary below it; the summary
+    alone where nothing failed. ``told.needs`` are the result's own if they are not given."""
+    told = with_proof(result, told)
+    summary = render_summary(result, width=width, colour=colour)
+    if result.run is not None:
+        how = {"width": width, "rows_max": rows_max, "logs_max": logs_max}
+        return f"{render_failure(result.run, told, colour=colour, **how)}\n{summary}"
+    if result.verdict is not None:
+        return f"{to_text(_verdict(result.verdict, width), width=width, colour=colour)}\n{summary}"
+    return summary
+
+
+def with_proof(result: ExplorationResult, told: Told | None) -> Told:
+    """What to tell of an exploration's first failure: the proof that shrinking made, if there is none."""
+    told = told or Told()
+    if told.needs or result.shrunk is None:
+        return told
+    return replace(told, needs=result.shrunk.necessities)
+
+
+def render_summary(result: ExplorationResult, *, width: int = WIDTH, colour: bool = False) -> str:
+    """What an exploration came to: counts, the first failure of each kind, faults by operation with
+    those that never took place, properties and `sometimes` with those that never occurred."""
+    return to_text(summary_lines(result, width), width=width, colour=colour)
 
 
 def _joined(parts: Sequence[Iterator[Line]]) -> Iterator[Line]:
@@ -184,7 +204,7 @@ def _schedule(schedule: Schedule) -> Iterator[Line]:
         yield (Span(f"  {number}  ", Style.FAINT), Span(clean(str(deviation)), Style.FAULT))
 
 
-def _needs(needs: Sequence[Needed], width: int) -> Iterator[Line]:
+def _needs(needs: Sequence[Necessity], width: int) -> Iterator[Line]:
     if not needs:
         return
     yield line("Each deviation is needed; executed without it", Style.HEADING)
@@ -195,7 +215,7 @@ def _needs(needs: Sequence[Needed], width: int) -> Iterator[Line]:
             yield line(f"  {text}", Style.PLAIN if number else style)
 
 
-def without(need: Needed) -> str:
+def without(need: Necessity) -> str:
     """Which run was executed to prove a deviation needed."""
     others = "no fault" if not need.without else f"{len(need.without)} other{'' if len(need.without) == 1 else 's'}"
     return f"without {need.deviation} ({others})"
@@ -278,20 +298,20 @@ def _assumed(verdict: Verdict, width: int) -> Iterator[Line]:
         yield from (line(f"  {text}") for text in wrap(clean(row), width - 2))
 
 
-def _keeping(schedule: Schedule, told: Told, width: int) -> Iterator[Line]:
-    if told.file is None and not told.command:
-        return
-    if told.file is not None:
+def _keeping(schedule: Schedule, told: Told) -> Iterator[Line]:
+    if told.file is not None and len(schedule):
         shown = shown_path(str(told.file))
         yield line(f"{'Kept in' if told.kept else 'To pin it, commit'} {clean(shown)}", Style.HEADING)
         yield from (line(f"  {clean(text)}", Style.FAULT) for text in str(schedule).splitlines())
         yield ()
-    yield line("To run it again", Style.HEADING)
-    yield line(f"  {clean(replay_command(told))}")
+    command = replay_command(schedule, told)
+    if command:
+        yield line("To run it again", Style.HEADING)
+        yield line(f"  {clean(command)}")
 
 
-def replay_command(told: Told) -> str:
-    """The shell's words that run the schedule again."""
-    if told.command or told.file is None:
+def replay_command(schedule: Schedule, told: Told) -> str:
+    """The shell's words that run the schedule again; "" if nobody said them and there is none to keep."""
+    if told.command or told.file is None or not len(schedule):
         return told.command
     return f"txbus sim replay {shlex.quote(shown_path(str(told.file)))}"

@@ -12,23 +12,16 @@ from pathlib import Path
 
 from txbus_sim import history as h
 from txbus_sim._html import Tried, render_html
-from txbus_sim._world import Limits, Process, ProcessSpec, World, current_process
+from txbus_sim._world import Limits, Process, ProcessSpec, Tape, World, current_process
 from txbus_sim.faults import COMMIT, CRASHES, RECEIVE, REQUEST, Fault
 from txbus_sim.report import Told, render_failure
 from txbus_sim.result import RunResult, Verdict, VerdictKind
-from txbus_sim.schedule import Address, Deviation, Schedule
+from txbus_sim.schedule import Deviation, Schedule
+from txbus_sim.shrink import Necessity
+from txbus_sim.strategies import Replay
 
 S = 1_000_000_000
 MS = 1_000_000
-
-
-@dataclass
-class Need:
-    """What explore tells of a deviation."""
-
-    deviation: Deviation
-    without: Schedule
-    outcome: Verdict | None = None
 
 
 @dataclass
@@ -107,33 +100,54 @@ class Shop:
         return [order for order in self.committed if order not in self.published]
 
 
-def run(schedule: str = "", change: Callable[[Shop], object] | None = None, site: str = "") -> RunResult:
-    """One run of the shop; a lost message is its verdict."""
-    deviations = [Deviation.parse(text) for text in schedule.strip().splitlines()]
-    by_address = {one.address: one for one in deviations}
-    world = World(
-        lambda process, label, number, faults: by_address.get(Address(process, label, number)),
-        limits=Limits(settle_ns=3 * S),
-        note_sites=True,
-    )
-    shop = Shop(world)
-    if change is not None:
-        change(shop)
-    world.start(ProcessSpec("orders", shop.sell))
-    world.start(ProcessSpec("stock", shop.consume))
-    world.run()
-    world.close()
-    world.free()
-    verdict = None
-    if shop.lost():
-        verdict = Verdict(
-            VerdictKind.PROPERTY,
-            "no-loss",
-            f"message {shop.lost()[0]} of topic orders is lost: its row is committed, and it was never visible",
-            (f"shop.orders has the row of {shop.lost()[0]}", "learned: shop.orders (id) and topic orders (id)"),
-            site,
+@dataclass
+class ShopRunner:
+    """Runs the shop under a schedule or a tape; a lost message is its verdict."""
+
+    change: Callable[[Shop], object] | None = None
+
+    def __call__(
+        self, schedule: Schedule | None = None, tape: Tape | None = None, *, note_sites: bool = False
+    ) -> RunResult:
+        schedule = schedule or Schedule()
+        replay = Replay(schedule)
+        world = World(tape or replay, limits=Limits(settle_ns=3 * S), note_sites=note_sites)
+        shop = Shop(world)
+        if self.change is not None:
+            self.change(shop)
+        world.start(ProcessSpec("orders", shop.sell))
+        world.start(ProcessSpec("stock", shop.consume))
+        world.run()
+        world.close()
+        world.free()
+        return RunResult(
+            schedule,
+            _verdict(shop),
+            world.history,
+            replay.unreached(),
+            {"everything was handled": int(shop.handled == shop.orders)},
+            {"no-loss": len(shop.committed), "order-per-key": 0},
+            virtual_ns=world.now_ns,
+            steps=world.steps,
         )
-    return RunResult(Schedule.of(deviations), verdict, world.history, virtual_ns=world.now_ns, steps=world.steps)
+
+
+def _verdict(shop: Shop) -> Verdict | None:
+    if not shop.lost():
+        return None
+    lost = shop.lost()[0]
+    return Verdict(
+        VerdictKind.PROPERTY,
+        "no-loss",
+        f"message {lost} of topic orders is lost: its row is committed, and it was never visible",
+        (f"shop.orders has the row of {lost}", "learned: shop.orders (id) and topic orders (id)"),
+    )
+
+
+def run(schedule: str = "", change: Callable[[Shop], object] | None = None) -> RunResult:
+    """One run of the shop under the deviations in a text, a line each."""
+    deviations = [Deviation.parse(text) for text in schedule.strip().splitlines()]
+    return ShopRunner(change)(Schedule.of(deviations), note_sites=True)
 
 
 LOST = "orders/sql.commit:shop#2 crash-after"
@@ -151,7 +165,7 @@ def page() -> str:
     """The page of the same run, with its crash matrix."""
     result = run(LOST)
     (deviation,) = result.schedule
-    told = Told((Need(deviation, Schedule()),), Path("tests/schedules/lost.sched"))
+    told = Told((Necessity(deviation, Schedule(), None),), Path("tests/schedules/lost.sched"))
     return render_html(result, told, matrix())
 
 
@@ -159,7 +173,7 @@ def report() -> str:
     """The report that is kept on file."""
     result = run(LOST)
     (deviation,) = result.schedule
-    return render_failure(result, Told((Need(deviation, Schedule()),), Path("tests/schedules/lost.sched")))
+    return render_failure(result, Told((Necessity(deviation, Schedule(), None),), Path("tests/schedules/lost.sched")))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ import pytest
 
 from tests.simulation import report_story as story
 from txbus_sim import history as h
-from txbus_sim._html import Tried, render_html
+from txbus_sim._html import Tried, render_exploration, render_html
+from txbus_sim.explore import Coverage, End, ExplorationResult, Failure, Stage, crash_everywhere
 from txbus_sim.faults import Fault
 from txbus_sim.history import History
-from txbus_sim.report import Summary, Told
+from txbus_sim.report import Told
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Deviation, Schedule
+from txbus_sim.shrink import Necessity
 
 EVIL = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>\"&amp;\u202e\u2028\x1b[2J\ud800"
 VOID = {"meta", "br", "input", "link", "img", "hr"}
@@ -80,8 +82,19 @@ def evil() -> str:
     deviation = Deviation.parse("orders/<script>alert(1)</script>#1 crash-before")
     schedule = Schedule((deviation,), EVIL)
     result = RunResult(schedule, verdict, history)
-    told = Told((story.Need(deviation, Schedule(), verdict),), Path("a&b<c>.sched"), command=EVIL)
-    summary = Summary(1, 0, ((verdict, 1),), coverage={(EVIL, Fault.TORN): 0}, premises={EVIL: 0})
+    told = Told((Necessity(deviation, Schedule(), verdict),), Path("a&b<c>.sched"), command=EVIL)
+    summary = ExplorationResult(
+        kind=EVIL,
+        seed=0,
+        end=End.COMPLETE,
+        stages=(Stage(EVIL, 1, 0, 1, 1), Stage(EVIL, 1, 0, 1, 1)),
+        failures=(Failure(1, EVIL, verdict, schedule),),
+        shrunk=None,
+        vacuous=(verdict,),
+        coverage=Coverage({(EVIL, Fault.TORN): 0}),
+        sometimes={EVIL: 0},
+        premises={EVIL: 1},
+    )
     return render_html(result, told, [Tried(f"{EVIL}:4", result)], summary)
 
 
@@ -169,11 +182,29 @@ def test_run_that_passed_has_a_page_too() -> None:
     assert "The shortest schedule" not in page
 
 
-def test_exploration_is_summed_up_below() -> None:
-    """The figures of the exploration stand in the page as they do in the terminal."""
-    summary = Summary(runs=7, passed=6, premises={"order-per-key": 0})
-    page = render_html(story.run(), summary=summary)
-    assert "7 schedules run" in page
+def test_page_of_an_exploration() -> None:
+    """Its first failure with the proof, its whole crash matrix replayed, its figures."""
+    runner = story.ShopRunner()
+    result = crash_everywhere(runner, second_faults=False)
+    page = render_exploration(result, runner, Told(file=Path("lost.sched")))
+    assert result.run is not None and result.shrunk is not None
+    assert "message order-1 of topic orders is lost" in Outline(page).texts["h1"]
+    assert "Each deviation is needed" in page
+    data = data_of(page)
+    names = [data["strings"][one["name"]] for one in data["tries"]]
+    assert names == [str(cell.deviation) for cell in result.matrix]
+    assert [one["failed"] for one in data["tries"]] == [cell.verdict is not None for cell in result.matrix]
+    assert "tests/simulation/report_story.py:" in page
+    assert f"crash_everywhere: {result.executed} runs" in page
+
+
+def test_page_of_an_exploration_without_a_failure() -> None:
+    """Nothing failed: the page has the run without faults, and what was never put to the test."""
+    runner = story.ShopRunner(lambda shop: setattr(shop, "orders", 0))
+    result = crash_everywhere(runner, second_faults=False)
+    page = render_exploration(result, runner)
+    assert "VACUOUS" in page
+    assert "No fault: the schedule is empty." in page
     assert "order-per-key: VACUOUS" in page
 
 

@@ -19,6 +19,7 @@ from txbus_sim.history import History, Record
 from txbus_sim.report import Told, render_failure
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Address, Deviation, Schedule
+from txbus_sim.shrink import Necessity
 
 GOLDEN = Path(__file__).with_name("report_lost.txt")
 PART = (
@@ -40,7 +41,7 @@ def lost() -> tuple[RunResult, Told]:
     (deviation,) = result.schedule
     without = story.run()
     assert without.verdict is None
-    return result, Told((story.Need(deviation, Schedule()),), Path("tests/schedules/lost.sched"))
+    return result, Told((Necessity(deviation, Schedule(), None),), Path("tests/schedules/lost.sched"))
 
 
 def failed(*records: Record, verdict: Verdict | None = None) -> RunResult:
@@ -293,9 +294,16 @@ def test_deviation_that_changes_the_failure_says_so() -> None:
     """Where the run without a deviation fails in another way, that way is named."""
     deviation = Deviation.parse("p/a#1 crash-before")
     other = Verdict(VerdictKind.STUCK, "stuck", "nothing can go on")
-    need = story.Need(deviation, Schedule.of([Deviation.parse("p/b#1 fail")]), other)
+    need = Necessity(deviation, Schedule.of([Deviation.parse("p/b#1 fail")]), other)
     text = render_failure(failed(), Told((need,)))
     assert "without p/a#1 crash-before (1 other): fails in another way, STUCK: nothing can go on" in text
+
+
+def test_failure_without_faults_has_no_schedule_to_keep() -> None:
+    """An empty schedule is not worth a file; the command that was given is shown all the same."""
+    told = Told(file=Path("x.sched"))
+    assert "x.sched" not in render_failure(failed(), told)
+    assert render_failure(failed(), replace(told, command="pytest -k shop")).endswith("again\n  pytest -k shop\n")
 
 
 def test_run_that_passed_has_no_report() -> None:
