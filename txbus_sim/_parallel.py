@@ -33,7 +33,7 @@ _QUEUED = 4
 """Items that a worker has besides the one it runs: it never waits for the next."""
 _AHEAD = 64
 """Results, per worker, that may wait for an earlier one."""
-_COLLECT_EVERY = 256
+_COLLECT_EVERY = 50
 """Runs leave cycles behind, and a run switches the collector off."""
 _PATIENCE_S = 5.0
 

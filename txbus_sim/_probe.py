@@ -16,6 +16,8 @@ from txbus_sim.strategies import Fixed, Guide, Strategy, amounts, left_of
 
 __all__ = ["Item", "Probe", "Recovered", "RunOnce", "Summary", "Wants", "deviations_at", "tries"]
 
+_KEPT_MAX = 10_000
+
 
 class RunOnce(Protocol):
     """Runs a scenario once, under a schedule or a tape. The same choices give the same history."""
@@ -89,6 +91,10 @@ class Probe:
         self._runner = runner
         self._guide = guide
         self._known = set(guide.pairs)
+        # By the identity of the tuples of faults: hashing a dozen faults for each point would cost more
+        # than the point. The tuples are kept, so that no other gets their identity.
+        self._nothing_new: dict[tuple[str, int], Faults] = {}
+        self._offers: dict[int, tuple[Faults, Faults, int]] = {}
 
     def __call__(self, item: Item) -> Summary:
         tape = item.strategy.tape(self._guide)
@@ -109,33 +115,38 @@ class Probe:
         )
 
     def _offered(self, result: RunResult) -> tuple[tuple[str, Fault], ...]:
-        # By the identity of the tuples first: hashing a dozen faults for each point costs more than
-        # the point. The history keeps them alive meanwhile.
-        met: set[tuple[str, int]] = set()
+        known = self._nothing_new
         new: dict[tuple[str, Fault], None] = {}
         for record in result.history.records:
-            if type(record) is Point and (record.label, id(record.faults)) not in met:
-                met.add((record.label, id(record.faults)))
-                for fault in left_of(record.faults, self._guide.without):
-                    if (record.label, fault) not in self._known:
-                        new[record.label, fault] = None
+            if type(record) is Point and (record.label, id(record.faults)) not in known:
+                pairs = [(record.label, fault) for fault in self._offer(record.faults)[1]]
+                found = [pair for pair in pairs if pair not in self._known]
+                if found:
+                    new.update(dict.fromkeys(found))
+                elif len(known) < _KEPT_MAX:
+                    known[record.label, id(record.faults)] = record.faults
         return tuple(new)
+
+    def _offer(self, faults: Faults) -> tuple[Faults, Faults, int]:
+        """The faults themselves, those that may be placed, and how many deviations these are."""
+        offer = self._offers.get(id(faults))
+        if offer is None:
+            left = left_of(faults, self._guide.without)
+            offer = (faults, left, tries(left))
+            if len(self._offers) < _KEPT_MAX:
+                self._offers[id(faults)] = offer
+        return offer
 
     def _recovered(self, result: RunResult, every: bool) -> tuple[tuple[Recovered, ...], int]:
         found: list[Recovered] = []
         met: set[tuple[str, bool, int, str]] = set()
-        offers: dict[int, tuple[Faults, int]] = {}
         enumerated = 0
         hit = False
         for record in result.history.records:
             if type(record) is FaultHappened:
                 hit = True
             elif hit and type(record) is Point:
-                offer = offers.get(id(record.faults))
-                if offer is None:
-                    left = left_of(record.faults, self._guide.without)
-                    offer = offers[id(record.faults)] = (left, tries(left))
-                faults, weight = offer
+                _, faults, weight = self._offers.get(id(record.faults)) or self._offer(record.faults)
                 enumerated += weight
                 state = result.states.get(record.address, "") if result.states else ""
                 later = "+" in record.process

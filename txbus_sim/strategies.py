@@ -246,6 +246,12 @@ _WAYS: Final = (*[_Way.SWARM] * 4, *[_Way.TARGETS] * 3, *[_Way.ORDER] * 2, _Way.
 _EXPECTED: Final = (1, 1, 2, 2, 3, 5, 8)
 
 
+_LOST_NS_MAX: Final = 1_200 * _S
+"""How long a random run may be kept waiting by its faults: an hour of pauses would look like a run that
+goes on for ever."""
+_LOSES_TIME: Final = frozenset((Fault.PAUSE_BEFORE, Fault.PAUSE_AFTER, Fault.DELAY, Fault.LATE_END, Fault.CHECK_LATE))
+
+
 class _Target(NamedTuple):
     fault: Fault
     at: int
@@ -266,6 +272,7 @@ class RandomTape:
         self._random = random.Random(seed)
         self._guide = guide
         self._seen = 0
+        self._left_ns = _LOST_NS_MAX
         self._storm_ends = 0
         self._placed_max = 0
         self._kinds: frozenset[Fault] = frozenset()
@@ -302,9 +309,15 @@ class RandomTape:
             return None
         return self._place(process, label, number, self._random.choice(possible))
 
-    def _place(self, process: str, label: str, number: int, fault: Fault, amount: int | None = None) -> Deviation:
+    def _place(
+        self, process: str, label: str, number: int, fault: Fault, amount: int | None = None
+    ) -> Deviation | None:
         if amount is None:
             amount = self._random.choice(_DRAWN.get(fault, (0,)))
+        if fault in _LOSES_TIME:
+            if amount > self._left_ns:
+                return None
+            self._left_ns -= amount
         deviation = Deviation(Address(process, label, number), fault, amount)
         self.placed.append(deviation)
         return deviation

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.unit.sim.explore_toys import ORDER, RIGHT, TWO_FAULTS, ZOMBIE, Toy, ToyRunner, happened
+from tests.unit.sim.explore_toys import ORDER, RIGHT, TWO_FAULTS, ZOMBIE, S, Toy, ToyRunner, happened
 from txbus_sim.faults import COMMIT, CRASHES, REQUEST, Fault
 from txbus_sim.history import Point
 from txbus_sim.schedule import Address, Deviation, Schedule
@@ -25,6 +25,7 @@ from txbus_sim.strategies import (
 )
 
 COMMITTED = Deviation(Address("orders", "sql.commit:shop", 1), Fault.CRASH_AFTER)
+TIMED = (Fault.PAUSE_BEFORE, Fault.PAUSE_AFTER, Fault.DELAY)
 GUIDE = Guide([Point(0, "p", f"step:{n % 5}", n // 5 + 1, COMMIT if n % 2 else REQUEST) for n in range(40)])
 
 
@@ -91,6 +92,12 @@ def test_after_the_storm_it_is_calm() -> None:
     assert len(last) > 300
     assert max(last) <= 2 * len(GUIDE.points) + 1
     assert min(last) < 20
+
+
+def test_faults_do_not_keep_a_run_waiting_for_an_hour() -> None:
+    """Twenty minutes of pauses and delays in all: a run that is paused for ever would look like a livelock."""
+    waits = [sum(one.amount for _, one in places(seed) if one.fault in TIMED) for seed in range(1_000)]
+    assert 400 * S < max(waits) <= 1_200 * S
 
 
 def test_a_swarm_leaves_kinds_out_and_all_of_them_together_leave_out_none() -> None:
