@@ -14,7 +14,7 @@ from txbus.embedded.owned import Handle, Owned
 from txbus.embedded.positions import check_start, find_time, move_position, read_position
 from txbus.embedded.records import check_message
 from txbus.embedded.topics import Topics
-from txbus.embedded.waiting import wait_for_change
+from txbus.embedded.waiting import QUIET_AFTER_S, wait_for_change
 from txbus.errors import Fenced, NotOpen, SettingsError
 from txbus.spi import Batch, Committed, Membership, Received, Subscription, TopicPartition
 
@@ -92,9 +92,10 @@ class EmbeddedReceiver:
                 return Batch(tuple(received), member.snapshot, gained, lost)
             due_in_s = feed.due_s - self._clock.wall_s()
             until_s = min(deadline_s, member.beat_s, now_s + max(0.0, due_in_s))
-            wait_for_change(
-                self._database, self._reader, announced, self._seen, until_s, self._idle_since_s, self._is_woken
-            )
+            # While everything is paused, no record that others write could be delivered.
+            paused = bool(member.owned) and not any(part.open for part in member.owned.values())
+            quiet_from_s = now_s if paused else self._idle_since_s + QUIET_AFTER_S
+            wait_for_change(self._database, self._reader, announced, self._seen, until_s, quiet_from_s, self._is_woken)
 
     def _is_woken(self) -> bool:
         return self._woken or self._closed
