@@ -13,7 +13,7 @@ from txbus_sim._database import _functions, _rows
 from txbus_sim._database._failures import dropped, full, locked, refuse, unreachable
 from txbus_sim._database._file import SimFile
 from txbus_sim._database._guard import in_connect_event
-from txbus_sim._database._statements import Statement, Verb, read, split
+from txbus_sim._database._statements import Statement, Verb, split
 from txbus_sim._world import BEGAN_AT_WALL_NS, Process, Strand, World
 from txbus_sim.errors import ProcessIsDead, SimulationError
 from txbus_sim.faults import COMMIT, CRASHES, STATEMENT, Fault, Faults
@@ -36,6 +36,7 @@ _MEMORY = "database connections"
 _Execute = Callable[[sqlite3.Cursor, str, Any], Any]
 _execute: _Execute = sqlite3.Cursor.execute
 _executemany: _Execute = sqlite3.Cursor.executemany
+_commit = sqlite3.Connection.commit
 
 
 def open_connection(file: SimFile, process: Process, timeout_s: float = 5.0, **arguments: Any) -> SimConnection:
@@ -130,7 +131,7 @@ class SimConnection(sqlite3.Connection):
         if self._closed or not self.in_transaction:
             super().commit()
         else:
-            self._commit(super().commit)
+            self._commit(_commit, self)
 
     def rollback(self) -> None:
         if self._is_dead():
@@ -222,18 +223,21 @@ class SimConnection(sqlite3.Connection):
 
     def _perform(self, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any) -> None:
         self._check_alive()
-        statement = read(sql)
-        match statement.verb:
-            case Verb.SELECT:
-                self._select(statement, call, cursor, sql, parameters)
-            case Verb.INSERT | Verb.UPDATE | Verb.DELETE | Verb.DDL:
-                self._write(statement, call, cursor, sql, parameters)
+        statement, label = self._file.read(sql)
+        verb = statement.verb
+        if verb is Verb.SELECT:
+            self._select(statement, label, call, cursor, sql, parameters)
+            return
+        if verb in _WRITES:
+            self._write(statement, label, call, cursor, sql, parameters)
+            return
+        match verb:
             case Verb.PRAGMA:
                 self._pragma(statement, call, cursor, sql)
             case Verb.BEGIN:
-                self._begin(statement, call, cursor, sql)
+                self._begin(statement, label, call, cursor, sql)
             case Verb.COMMIT if self.in_transaction:
-                self._commit(lambda: call(cursor, sql, parameters))
+                self._commit(call, cursor, sql)
             case Verb.ROLLBACK if self.in_transaction:
                 self._roll_back(lambda: call(cursor, sql, parameters))
             case Verb.SAVEPOINT | Verb.RELEASE | Verb.ROLLBACK_TO:
@@ -243,28 +247,33 @@ class SimConnection(sqlite3.Connection):
             case _:
                 call(cursor, sql, parameters)
 
-    def _select(self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any) -> None:
+    def _select(
+        self, statement: Statement, label: str, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any
+    ) -> None:
         fault = None
         if not statement.name.startswith("sqlite_") and self._is_point():
-            fault = self._enter(self._file.label(statement), STATEMENT)
-        self._patiently(lambda: call(cursor, sql, parameters))
+            fault = self._enter(label, STATEMENT)
+        self._patiently(call, cursor, sql, parameters)
         if self.in_transaction:
             self._local.read = True
-        self._world.leave(fault)
+        if fault is not None:
+            self._world.leave(fault)
 
-    def _write(self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any) -> None:
+    def _write(
+        self, statement: Statement, label: str, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any
+    ) -> None:
         local, notes = self._local, self._notes
         if call is _executemany and not isinstance(parameters, (list, tuple)):
             parameters = list(parameters)  # it may have to be tried again
         alone = not self.in_transaction and (self.isolation_level is None or not statement.begun_by_driver)
         fault = None
         if self._is_point():
-            fault = self._enter(self._file.label(statement), COMMIT if alone else STATEMENT)
+            fault = self._enter(label, COMMIT if alone else STATEMENT)
         elif alone and not self._file.kind.every_statement:
             fault = self._enter(self._file.label_of_commit({statement.name: 1}), _BROKER)
         before, changed = len(notes), self.total_changes
         try:
-            self._patiently(lambda: call(cursor, sql, parameters))
+            self._patiently(call, cursor, sql, parameters)
         except BaseException:
             if not statement.keeps_rows and call is not _executemany:
                 # SQLite undoes what the statement had done. Of many, each is a statement.
@@ -282,7 +291,8 @@ class SimConnection(sqlite3.Connection):
                 self._file.shapes.follow(self)
         if self.in_transaction:
             self._file.hold(self._number)
-            self._world.leave(fault)
+            if fault is not None:
+                self._world.leave(fault)
         else:
             self._durable(fault)
 
@@ -296,13 +306,14 @@ class SimConnection(sqlite3.Connection):
         else:
             self._rolled_back("refused")
 
-    def _begin(self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str) -> None:
-        fault = self._enter(self._file.label(statement), STATEMENT) if self._is_point() else None
-        self._patiently(lambda: call(cursor, sql, ()))
+    def _begin(self, statement: Statement, label: str, call: _Execute, cursor: sqlite3.Cursor, sql: str) -> None:
+        fault = self._enter(label, STATEMENT) if self._is_point() else None
+        self._patiently(call, cursor, sql, ())
         if statement.takes_lock:
             self._local.wrote = True
             self._file.hold(self._number)
-        self._world.leave(fault)
+        if fault is not None:
+            self._world.leave(fault)
 
     def _savepoint(
         self, statement: Statement, call: _Execute, cursor: sqlite3.Cursor, sql: str, parameters: Any
@@ -319,7 +330,7 @@ class SimConnection(sqlite3.Connection):
         place = len(names) - 1 - names[::-1].index(statement.name) if statement.name in names else None
         if statement.verb is Verb.RELEASE:
             if place == 0 and local.by_savepoint:
-                self._commit(lambda: call(cursor, sql, parameters))
+                self._commit(call, cursor, sql)
                 return
             call(cursor, sql, parameters)
             del local.marks[place:]
@@ -344,15 +355,15 @@ class SimConnection(sqlite3.Connection):
             case "locking_mode", str(value) if value.upper() != "NORMAL":
                 raise refuse(f"PRAGMA locking_mode = {value}", "leave it at NORMAL")
             case _:
-                self._patiently(lambda: call(cursor, sql, ()))
+                self._patiently(call, cursor, sql, ())
 
     # ends of local transactions
 
-    def _commit(self, perform: Callable[[], object]) -> None:
+    def _commit(self, call: Callable[..., object], *arguments: object) -> None:
         local, file = self._local, self._file
         if not local.wrote or not (file.kind.every_statement or local.tables or local.ddl):
             # Nothing becomes durable, so that a crash before and one after are the same.
-            perform()
+            call(*arguments)
             self._over()
             return
         fault = None
@@ -360,7 +371,7 @@ class SimConnection(sqlite3.Connection):
             fault = self._enter(file.label_of_commit(local.tables), _BROKER)
         elif self._is_point():
             fault = self._enter(file.commit_label, COMMIT)
-        self._patiently(perform)
+        self._patiently(call, *arguments)
         self._durable(fault)
 
     def _durable(self, fault: Fault | None) -> None:
@@ -395,7 +406,8 @@ class SimConnection(sqlite3.Connection):
             fault = self._enter(self._file.rollback_label, _ROLLBACK)
         perform()
         self._rolled_back("asked")
-        self._world.leave(fault)
+        if fault is not None:
+            self._world.leave(fault)
 
     def _rolled_back(self, why: str) -> None:
         """Note that what was written is gone."""
@@ -430,12 +442,12 @@ class SimConnection(sqlite3.Connection):
         world.sleep_ns(_COMMIT_NS if faults is COMMIT or faults is _BROKER else _STATEMENT_NS)
         return fault
 
-    def _patiently(self, perform: Callable[[], object]) -> None:
+    def _patiently(self, call: Callable[..., object], *arguments: object) -> None:
         """Run it; while another connection is in the way, wait in virtual time as the limit says."""
         deadline_ns: int | None = None
         while True:
             try:
-                perform()
+                call(*arguments)
                 return
             except sqlite3.OperationalError as exc:
                 code = getattr(exc, "sqlite_errorcode", 0)

@@ -65,12 +65,13 @@ class SimDialect(SQLiteDialect_pysqlite):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._made_with = arguments
+        self._hash = hash((SimDialect, *sorted(arguments)))
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is SimDialect and self._made_with == other._made_with
+        return self is other or (type(other) is SimDialect and self._made_with == other._made_with)
 
     def __hash__(self) -> int:
-        return hash((SimDialect, *sorted(self._made_with)))
+        return self._hash
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[Pool]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from greenlet import getcurrent
 
 from txbus_sim._database._rows import Shapes
-from txbus_sim._database._statements import Statement, Verb
+from txbus_sim._database._statements import Statement, Verb, read
 from txbus_sim._world import Strand, Wait, World
 
 __all__ = ["BROKER", "SERVER", "Kind", "SimFile"]
@@ -52,15 +52,17 @@ class SimFile:
         self._holder: Strand | None = None
         self._holding = 0
         self._waiting: list[Strand] = []
-        self._labels: dict[Statement, str] = {}
+        self._read: dict[str, tuple[Statement, str]] = {}
         self.commit_label = Statement(Verb.COMMIT).label(kind.prefix, name)
         self.rollback_label = Statement(Verb.ROLLBACK).label(kind.prefix, name)
         self.connect_label = f"{kind.prefix}.connect:{name}"
 
-    def label(self, statement: Statement) -> str:
-        found = self._labels.get(statement)
+    def read(self, sql: str) -> tuple[Statement, str]:
+        """A statement, and what its point is called."""
+        found = self._read.get(sql)
         if found is None:
-            found = self._labels[statement] = statement.label(self.kind.prefix, self.name)
+            statement = read(sql)
+            found = self._read[sql] = (statement, statement.label(self.kind.prefix, self.name))
         return found
 
     def label_of_commit(self, tables: dict[str, int]) -> str:

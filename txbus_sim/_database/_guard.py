@@ -8,24 +8,24 @@ keep everybody else out; so there is no point inside of them, the first time and
 from __future__ import annotations
 
 import sys
-from functools import cache
-from types import CodeType
+
+from sqlalchemy.event import attr
 
 __all__ = ["in_connect_event"]
 
-_RUNS_ONCE = ("_exec_once_impl", "_exec_w_sync_on_first_run")
-
-
-@cache
-def _is_guarded(code: CodeType) -> bool:
-    return code.co_name in _RUNS_ONCE and code.co_filename.replace("\\", "/").endswith("sqlalchemy/event/attr.py")
+_RUN_ONCE = tuple(
+    method.__code__
+    for name in ("_exec_once_impl", "_exec_w_sync_on_first_run")
+    if (method := getattr(attr._CompoundListener, name, None)) is not None
+)
+assert _RUN_ONCE, "SQLAlchemy runs its connect events in another way now"
 
 
 def in_connect_event() -> bool:
     """Whether the caller was called by such an event."""
     frame = sys._getframe(1)
     while frame is not None:
-        if _is_guarded(frame.f_code):
+        if frame.f_code in _RUN_ONCE:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -7,7 +7,6 @@ belong to the file, so that every connection of every process has them; their na
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +102,7 @@ class Shapes:
 
 def changes(shapes: Shapes, notes: Sequence[Note]) -> tuple[dict[str, int], tuple[RowChange, ...]]:
     """How many rows of each table were changed, and what became of each in the end, by all its notes."""
-    counts: Counter[str] = Counter()
+    counts: dict[str, int] = {}
     rows: list[list[Any]] = []
     latest: dict[tuple[str, tuple[Any, ...]], list[Any]] = {}
     more: Note = ()
@@ -113,7 +112,7 @@ def changes(shapes: Shapes, notes: Sequence[Note]) -> tuple[dict[str, int], tupl
             continue
         kind, values, more = rest[0], (*more, *rest[1:]), ()
         shape = shapes[number]
-        counts[shape.table] += 1
+        counts[shape.table] = counts.get(shape.table, 0) + 1
         width = len(shape.columns) + (not shape.key)
         old = values[:width] if kind != _INSERTED else None
         new = values[-width:] if kind != _DELETED else None
@@ -134,7 +133,7 @@ def changes(shapes: Shapes, notes: Sequence[Note]) -> tuple[dict[str, int], tupl
         for shape, before, after in rows
         if before != after
     ]
-    return dict(counts), tuple(told)
+    return counts, tuple(told)
 
 
 def _key(shape: _Shape, values: Note) -> tuple[str, tuple[Any, ...]]:
