@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from txbus_sim._lines import Line, Span, Style, cells, clean, line, wrap
 from txbus_sim._words import in_short
-from txbus_sim.explore import End, ExplorationResult, Failure, Stage
+from txbus_sim.exploration import End, ExplorationResult, Failure, Stage
 from txbus_sim.faults import Fault
 
 __all__ = ["summary_lines"]
@@ -52,7 +52,7 @@ def _end(result: ExplorationResult, width: int) -> Iterator[Line]:
     if why is None:
         return
     left = result.enumerated - result.pruned - result.executed
-    words = f"{why}; {left:,} not run, and what follows from them not enumerated"
+    words = f"{why}; {left:,} not run, and what follows from them not enumerated" if left else why
     yield from (line(f"  {text}", Style.NOTE) for text in wrap(words, width - 2))
 
 

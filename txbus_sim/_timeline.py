@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeAlias
 
 from txbus_sim import history as h
 from txbus_sim._casualties import Casualty, casualties, rows
 from txbus_sim.history import History
 
-__all__ = ["BROKER", "Cell", "Kind", "Row", "Timeline", "columns", "focus", "process_name", "seconds", "timeline"]
+__all__ = [
+    "BROKER",
+    "Cell",
+    "Kind",
+    "Row",
+    "Timeline",
+    "columns",
+    "focus",
+    "process_name",
+    "seconds",
+    "short_id",
+    "timeline",
+]
 
 BROKER = "broker"
 _POINTS_BEFORE_FAULT = 2
 _NEIGHBOURS = 3
 _LAST_ROWS = 10
 _GAP_MIN = 10
+_ID_SHOWN = 8
+_LONG_ID = re.compile(r"[0-9a-fA-F-]{24,}")
+_INCARNATION = re.compile(r"(?<=\S)\+[0-9]+$")
 
 
 class Kind(Enum):
@@ -75,6 +92,11 @@ def process_name(key: str) -> str:
     return key.partition("+")[0]
 
 
+def short_id(message_id: str) -> str:
+    """A message's id as it is shown in a row: of a long hexadecimal one, or a UUID, the beginning."""
+    return f"{message_id[:_ID_SHOWN]}…" if _LONG_ID.fullmatch(message_id) else message_id
+
+
 def columns(history: History) -> tuple[str, ...]:
     """The processes by name in the order of their first start, then the servers that did something."""
     processes: dict[str, None] = {}
@@ -103,23 +125,25 @@ def timeline(history: History, *, every_point: bool = False) -> Timeline:
     named = columns(history)
     processes = {process_name(one.process) for one in history if isinstance(one, h.ProcessStarted)}
     alive = {name: name not in processes for name in named}
-    shown = None if every_point else _shown_points(history)
+    hidden = set() if every_point else _hidden(history)
     lost = casualties(history)
     made: list[Row] = []
-    hidden = 0
+    passed_over = 0
     for number, record in enumerate(history):
-        if isinstance(record, h.Point) and shown is not None and number not in shown:
-            hidden += 1
+        if number in hidden:
+            passed_over += isinstance(record, h.Point)
             continue
         cells = [cell for cell in _cells(record, lost.get(number)) if cell.column in alive]
+        if number + 1 in hidden and _visible_at_once(history, number):
+            cells = [replace(cell, text=f"{cell.text}, visible") for cell in cells]
         if isinstance(record, h.ProcessStarted | h.ProcessEnded):
             alive[process_name(record.process)] = isinstance(record, h.ProcessStarted)
-        if cells and hidden:
-            made.append(Row(record.at_ns, None, made[-1].up if made else tuple(alive.values()), hidden))
-            hidden = 0
+        if cells and passed_over:
+            made.append(Row(record.at_ns, None, made[-1].up if made else tuple(alive.values()), passed_over))
+            passed_over = 0
         made.extend(Row(record.at_ns, cell, tuple(alive.values())) for cell in cells)
-    if hidden:
-        made.append(Row(made[-1].at_ns if made else 0, None, tuple(alive.values()), hidden))
+    if passed_over:
+        made.append(Row(made[-1].at_ns if made else 0, None, tuple(alive.values()), passed_over))
     return Timeline(named, tuple(made))
 
 
@@ -130,6 +154,8 @@ def focus(whole: Timeline, about: Collection[str], rows_max: int) -> Timeline:
     if len(told) <= rows_max:
         return whole
     telling = {Kind.FAULT, Kind.LOST, Kind.LIFE}
+    repeated = _repeated(whole, told)
+    named = [short_id(one) for one in about]
     near: set[int] = set()
     for place, number in enumerate(told):
         cell = whole.rows[number].cell
@@ -141,9 +167,9 @@ def focus(whole: Timeline, about: Collection[str], rows_max: int) -> Timeline:
     def rank(number: int) -> int:
         cell = whole.rows[number].cell
         assert cell is not None
-        if cell.kind in telling:
+        if cell.kind in telling and number not in repeated:
             return 0
-        if any(one in cell.text for one in about):
+        if any(one in cell.text for one in named):
             return 1
         if number in near:
             return 2
@@ -151,6 +177,17 @@ def focus(whole: Timeline, about: Collection[str], rows_max: int) -> Timeline:
 
     kept = set(sorted(told, key=lambda number: (rank(number), number))[:rows_max])
     return Timeline(whole.columns, tuple(_with_gaps(whole, kept)))
+
+
+def _repeated(whole: Timeline, told: Collection[int]) -> set[int]:
+    """Rows that say once more what others do, but for the incarnation: of a process that is started and
+    raises, again and again, all but the first and the last."""
+    same: dict[tuple[str, str], list[int]] = {}
+    for number in told:
+        cell = whole.rows[number].cell
+        if cell is not None and cell.kind is Kind.LIFE:
+            same.setdefault((cell.column, _INCARNATION.sub("", cell.text)), []).append(number)
+    return {number for numbers in same.values() for number in numbers[1:-1]}
 
 
 def _with_gaps(whole: Timeline, kept: Collection[int]) -> Iterator[Row]:
@@ -172,18 +209,41 @@ def _with_gaps(whole: Timeline, kept: Collection[int]) -> Iterator[Row]:
         yield gap
 
 
-def _shown_points(history: History) -> set[int]:
-    """The record numbers of the operations that a fault hit, and of those right before."""
-    shown: set[int] = set()
+def _hidden(history: History) -> set[int]:
+    """The numbers of the records that need no row: operations but those that a fault hit and those right
+    before it; records of nobody's message that their own process took back (a relay that fences its
+    predecessor); and that a record is visible, where it was so when it was stored."""
+    hidden: set[int] = set()
     recent: dict[str, list[int]] = {}
+    held: dict[str, list[int]] = {}
     for number, record in enumerate(history):
-        if isinstance(record, h.Point):
-            mine = recent.setdefault(record.process, [])
-            mine.append(number)
-            del mine[: -1 - _POINTS_BEFORE_FAULT]
-        elif isinstance(record, h.FaultHappened):
-            shown.update(recent.get(record.address.process, []))
-    return shown
+        match record:
+            case h.Point():
+                hidden.add(number)
+                mine = recent.setdefault(record.process, [])
+                mine.append(number)
+                del mine[: -1 - _POINTS_BEFORE_FAULT]
+            case h.FaultHappened():
+                hidden.difference_update(recent.get(record.address.process, []))
+            case h.Stored() if record.producer:
+                held.setdefault(record.producer, []).append(-1 if record.message_id else number)
+            case h.BrokerTransactionEnded():
+                numbers = held.pop(record.producer, [-1])
+                if not record.committed and record.by != BROKER and -1 not in numbers:
+                    hidden.update((*numbers, number))
+            case h.Visible() if number and _visible_at_once(history, number - 1):
+                hidden.add(number)
+            case _:
+                pass
+    return hidden
+
+
+def _visible_at_once(history: History, number: int) -> bool:
+    """Whether a stored record is readable by the very next thing that happened."""
+    stored, then = history.records[number], history.records[number + 1]
+    if not isinstance(stored, h.Stored) or not isinstance(then, h.Visible) or stored.producer:
+        return False
+    return _at(stored) == _at(then)
 
 
 def _cells(record: h.Record, casualty: Casualty | None) -> Iterator[Cell]:
@@ -207,12 +267,12 @@ def _cells(record: h.Record, casualty: Casualty | None) -> Iterator[Cell]:
                 yield Cell(name, f"durable: {'; '.join(casualty.durable) or 'nothing'}", Kind.DURABLE)
                 yield Cell(name, f"LOST: {'; '.join(('its memory', *casualty.lost))}", Kind.LOST)
         case h.Delivered():
-            text = f"← {record.message_id} ({_at(record)}, attempt {record.attempt})"
+            text = f"← {_id(record)} ({_at(record)}, attempt {record.attempt})"
             yield Cell(process_name(record.process), text, Kind.SEEN)
         case h.Acknowledged():
-            yield Cell(process_name(record.process), f"✓ {record.message_id} acknowledged", Kind.DURABLE)
+            yield Cell(process_name(record.process), f"✓ {_id(record)} acknowledged", Kind.DURABLE)
         case h.Intended():
-            yield Cell(process_name(record.process), f"→ {record.message_id} for {record.topic}", Kind.STEP)
+            yield Cell(process_name(record.process), f"→ {_id(record)} for {record.topic}", Kind.STEP)
         case h.Read() | h.Logged():
             return
         case h.LocalCommitted() | h.LocalRolledBack():
@@ -241,21 +301,24 @@ def _broker_cell(
 ) -> Cell:
     match record:
         case h.Stored():
-            within = " in a broker transaction" if record.producer else ""
-            return Cell(BROKER, f"{_at(record)} stored {record.message_id or 'a record'}{within}", Kind.DURABLE)
+            within = ", not visible yet" if record.producer else ""
+            return Cell(BROKER, f"{_at(record)} stored {_id(record)}{within}", Kind.DURABLE)
         case h.Visible():
-            return Cell(BROKER, f"{_at(record)} visible {record.message_id or 'a record'}", Kind.DURABLE)
+            return Cell(BROKER, f"{_at(record)} visible {_id(record)}", Kind.DURABLE)
         case h.BrokerTransactionEnded():
-            how, kind = ("committed", Kind.DURABLE) if record.committed else ("ABORTED", Kind.LOST)
-            return Cell(BROKER, f"{record.producer} {how} by {record.by}", kind)
+            how, kind = ("committed", Kind.DURABLE) if record.committed else ("ABORTED", Kind.SEEN)
+            # What a process takes back is its own doing; what the broker takes from it, by a time-out
+            # or because somebody took its place, is lost.
+            lost = not record.committed and record.by == BROKER
+            return Cell(BROKER, f"{record.producer} {how} by {record.by}", Kind.LOST if lost else kind)
         case h.HalfStored():
-            return Cell(BROKER, f"half {record.message_id} for {record.topic} stored", Kind.DURABLE)
+            return Cell(BROKER, f"half {_id(record)} for {record.topic} stored", Kind.DURABLE)
         case h.Checked():
             answer = record.answer.name if record.answer is not None else "no answer"
-            return Cell(BROKER, f"check {record.round} of {record.message_id}: {answer}", Kind.SEEN)
+            return Cell(BROKER, f"check {record.round} of {_id(record)}: {answer}", Kind.SEEN)
         case h.Settled():
             how = "given up" if record.discarded else record.outcome.name
-            return Cell(BROKER, f"half {record.message_id} settled {how}", Kind.DURABLE)
+            return Cell(BROKER, f"half {_id(record)} settled {how}", Kind.DURABLE)
         case h.PositionCommitted():
             return Cell(BROKER, f"{record.group} is at {_at(record)}", Kind.DURABLE)
 
@@ -266,6 +329,15 @@ def _counts(changed: Mapping[str, int]) -> str:
 
 def _database(record: h.LocalCommitted | h.LocalRolledBack) -> str:
     return f"database {record.database}"
+
+
+_Identified: TypeAlias = (
+    h.Stored | h.Visible | h.HalfStored | h.Checked | h.Settled | h.Delivered | h.Acknowledged | h.Intended
+)
+
+
+def _id(record: _Identified) -> str:
+    return short_id(record.message_id) if record.message_id else "a record"
 
 
 def _at(record: h.Stored | h.Visible | h.Delivered | h.PositionCommitted) -> str:

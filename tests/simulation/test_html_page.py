@@ -16,7 +16,7 @@ import pytest
 from tests.simulation import report_story as story
 from txbus_sim import history as h
 from txbus_sim._html import Tried, render_exploration, render_html
-from txbus_sim.explore import Coverage, End, ExplorationResult, Failure, Stage, crash_everywhere
+from txbus_sim.exploration import Coverage, End, ExplorationResult, Failure, Stage, crash_everywhere
 from txbus_sim.faults import Fault
 from txbus_sim.history import History
 from txbus_sim.report import Told

@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation import report_story as story
 from txbus_sim._lines import cells
-from txbus_sim.explore import Coverage, End, ExplorationResult, Failure, Stage, crash_everywhere
+from txbus_sim.exploration import Coverage, End, ExplorationResult, Failure, Stage, crash_everywhere
 from txbus_sim.faults import Fault
 from txbus_sim.report import look, render_exploration, render_summary
 from txbus_sim.result import Verdict, VerdictKind

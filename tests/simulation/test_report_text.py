@@ -180,13 +180,12 @@ def test_record_of_every_kind_has_its_words() -> None:
         h.ProcessStarted(17, "p+1"),
         h.ProcessEnded(18, "p+1", "over"),
     )
-    rows = [line[14:].replace("│", "").strip() for line in text.splitlines() if re.match(r" +[0-9.]+ s  ", line)]
-    assert rows == [
+    assert rows_of(text) == [
         "● starts",
         "→ m1 for orders",
         "p committed nothing, the answer is lost",
         "LOST what p had not committed (dropped)",
-        "orders/1@7 stored m1 in a broker transaction",
+        "orders/1@7 stored m1, not visible yet",
         "orders/1@7 visible m1",
         "tx-1 ABORTED by broker",
         "half m2 for orders stored",
@@ -200,6 +199,66 @@ def test_record_of_every_kind_has_its_words() -> None:
         "■ raised: ValueError: no",
         "● starts anew as p+1",
     ]
+
+
+def rows_of(text: str) -> list[str]:
+    """What the timeline of a report says, without times and lanes."""
+    return [line[14:].replace("│", "").strip() for line in text.splitlines() if re.match(r" +[0-9.]+ s  ", line)]
+
+
+def test_record_that_is_readable_at_once_has_one_row() -> None:
+    """Stored and visible is one thing outside of a broker transaction, if the one follows the other."""
+    stored, visible = h.Stored(1, "p", "orders", 0, 3, "m1", None), h.Visible(1, "orders", 0, 3, "m1", None, b"")
+    point = h.Point(1, "p", "clock.sleep", 1, ())
+    start = h.ProcessStarted(0, "p")
+    assert rows_of(shown(start, stored, visible))[1:] == ["orders/0@3 stored m1, visible"]
+    assert rows_of(shown(start, stored, point, visible))[1:] == ["orders/0@3 stored m1", "orders/0@3 visible m1"]
+    other = h.Visible(1, "orders", 0, 2, "m0", None, b"")
+    assert rows_of(shown(start, stored, other))[1:] == ["orders/0@3 stored m1", "orders/0@2 visible m0"]
+
+
+def test_fence_of_a_relay_needs_no_rows() -> None:
+    """What a process stores for nobody and takes back leaves no row; what the broker takes from it does,
+    and so does a message that was taken back."""
+    start = h.ProcessStarted(0, "p")
+    fence = h.Stored(1, "p", "txbus.half.shop", 0, 0, "", None, "tx")
+    message = h.Stored(1, "p", "orders", 0, 0, "m1", None, "tx")
+    back = h.BrokerTransactionEnded(2, "tx", 0, False, "p")
+    taken = h.BrokerTransactionEnded(2, "tx", 0, False, "broker")
+    assert rows_of(shown(start, fence, back))[1:] == []
+    assert rows_of(shown(start, fence, taken))[1:] == [
+        "txbus.half.shop/0@0 stored a record, not visible yet",
+        "tx ABORTED by broker",
+    ]
+    assert rows_of(shown(start, fence, message, back))[-2:] == [
+        "orders/0@0 stored m1, not visible yet",
+        "tx ABORTED by p",
+    ]
+
+
+def test_long_ids_are_cut_and_still_found() -> None:
+    """Of a long hexadecimal id the beginning is shown; the row of the message accused stays all the same."""
+    ids = [f"{number:08x}" + "0" * 24 for number in range(200)]
+    records = [h.Visible(at, "orders", 0, at, one, None, b"") for at, one in enumerate(ids)]
+    verdict = Verdict(VerdictKind.PROPERTY, "no-loss", f"message {ids[150]} is lost")
+    text = render_failure(failed(h.ProcessStarted(0, "p"), *records, verdict=verdict), rows_max=3)
+    assert "orders/0@150 visible 00000096…" in text
+
+
+def test_process_that_raises_again_and_again_is_told_once() -> None:
+    """In a long timeline the first and the last of equal lives stay."""
+    records: list[Record] = []
+    for number in range(50):
+        key = f"p+{number}" if number else "p"
+        records += [h.ProcessStarted(number, key), h.ProcessEnded(number, key, "raised", "ValueError: no")]
+    records += [h.Visible(at, "orders", 0, at, f"m{at}", None, b"") for at in range(100)]
+    text = render_failure(failed(*records), rows_max=15)
+    assert [row for row in rows_of(text) if "starts" in row] == [
+        "● starts",
+        "● starts anew as p+1",
+        "● starts anew as p+49",
+    ]
+    assert sum("raised" in row for row in rows_of(text)) == 2
 
 
 def test_lane_is_drawn_while_its_process_lives() -> None:
