@@ -18,7 +18,7 @@ from txbus_sim._source import Place, place_at_end, shown_path, statement
 from txbus_sim._summary import summary_lines
 from txbus_sim._timeline import focus, process_name, seconds, timeline
 from txbus_sim._words import about, heading, in_short, outcome
-from txbus_sim.explore import ExplorationResult
+from txbus_sim.exploration import ExplorationResult
 from txbus_sim.faults import Fault
 from txbus_sim.report import ROWS_MAX, Told, logs, replay_command, with_proof
 from txbus_sim.result import RunResult, Verdict, VerdictKind

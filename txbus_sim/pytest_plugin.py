@@ -23,7 +23,8 @@ _CACHE = "txbus-sim"
 class Session:
     """What the command line asks of the tests of one pytest session.
 
-    ``budget``: schedules of an `explore` that does not name its own. ``replay``: a schedule's file
+    ``budget``: schedules of an `explore` that does not name its own; ``budget_given``: of every one,
+    whatever it names. ``replay``: a schedule's file
     that is run in place of an exploration. ``cache``: the folder of failing schedules. ``jobs``: of
     one exploration; 1 where pytest-xdist already shares the tests out.
     """
@@ -31,6 +32,7 @@ class Session:
     budget: int
     seed: int
     jobs: int
+    budget_given: int | None = None
     replay: Path | None = None
     html: Path | None = None
     cache: Path | None = None
@@ -109,7 +111,8 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)
     _sessions.append(
         Session(
-            budget=budget if budget is not None else _PROFILES[profile],
+            budget=_PROFILES[profile],
+            budget_given=budget,
             seed=config.getoption("--sim-seed"),
             jobs=jobs if jobs is not None else 1 if shared_out else os.cpu_count() or 1,
             replay=config.getoption("--sim-replay"),

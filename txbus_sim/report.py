@@ -22,7 +22,7 @@ from txbus_sim._source import Place, place_at_end, shown_path, statement
 from txbus_sim._summary import summary_lines
 from txbus_sim._timeline import focus, process_name, seconds, timeline
 from txbus_sim._words import about, heading, outcome
-from txbus_sim.explore import ExplorationResult
+from txbus_sim.exploration import ExplorationResult
 from txbus_sim.history import History
 from txbus_sim.result import RunResult, Verdict, VerdictKind
 from txbus_sim.schedule import Schedule

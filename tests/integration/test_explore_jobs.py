@@ -18,7 +18,7 @@ from tests.unit.sim.explore_toys import DEADLY, ONE_FAULT, RIGHT, THREE_FAULTS, 
 from txbus_sim._parallel import Crew, Interrupt, crew
 from txbus_sim._world import Tape
 from txbus_sim.errors import SimulationError
-from txbus_sim.explore import End, ExplorationResult, crash_everywhere, explore
+from txbus_sim.exploration import End, ExplorationResult, crash_everywhere, explore
 from txbus_sim.result import RunResult
 from txbus_sim.schedule import Schedule
 
@@ -180,7 +180,7 @@ def test_no_jobs_are_refused() -> None:
 
 SCRIPT = """
 from tests.unit.sim.explore_toys import *
-from txbus_sim.explore import crash_everywhere, explore
+from txbus_sim.exploration import crash_everywhere, explore
 from dataclasses import replace
 
 def by_a_set(world, disk, process):

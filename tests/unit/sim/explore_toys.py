@@ -49,7 +49,7 @@ class Toy:
 
 
 class ToyRunner:
-    """Runs a toy; counts its runs. The protocol of `txbus_sim.explore.RunOnce`."""
+    """Runs a toy; counts its runs. The protocol of `txbus_sim.exploration.RunOnce`."""
 
     def __init__(self, toy: Toy) -> None:
         self.toy = toy

@@ -26,7 +26,7 @@ from tests.unit.sim.explore_toys import (
 )
 from txbus_sim._world import Process, Tape, World
 from txbus_sim.errors import SimulationError
-from txbus_sim.explore import End, crash_everywhere
+from txbus_sim.exploration import End, crash_everywhere
 from txbus_sim.faults import CRASHES, Fault
 from txbus_sim.history import History
 from txbus_sim.result import RunResult, VerdictKind

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.sim.explore_toys import ONE_FAULT, ORDER, RIGHT, THREE_FAULTS, TWO_FAULTS, ZOMBIE, Toy, ToyRunner
-from txbus_sim.explore import End, explore
+from txbus_sim.exploration import End, explore
 from txbus_sim.result import VerdictKind
 
 
