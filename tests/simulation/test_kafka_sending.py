@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.kafka_bench import shows
 from tests.simulation.kafka_runs import S, client, message, play
 from txbus.errors import BackendError, BackendUnavailable, CommitUnknown, Fenced, SendUnknown, StepAborted, TxbusError
-from txbus.spi import Backend, BrokerTransactions, Capability, Committed, Subscription
+from txbus.spi import Backend, BrokerTransactions, Capability, Committed, Subscription, TopicPartition
 from txbus_sim._world import current_process
 from txbus_sim.faults import Fault
 from txbus_sim.history import BrokerTransactionEnded, Stored
@@ -275,6 +275,32 @@ def test_a_skipped_marker_and_its_repair() -> None:
     faults = {"p/broker.commit:x#1": Fault.CRASH_BEFORE, "p+1/broker.init:x#1": Fault.MARKER_SKIPPED}
     for repair, visible in ((False, ["aborted", "new"]), (True, ["new"])):
         assert play(lambda backend, repair=repair: main(repair, backend), faults=faults).visible() == visible  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_an_aborted_position_repairs_pending_ones(repair: bool) -> None:
+    """Positions of a broker transaction whose markers were skipped stay pending, and with them the group's
+    position unknown, until an aborted one of the same id has named the group."""
+
+    def main(backend: Backend) -> None:
+        receiver = backend.receiver(Subscription("g", ("t",)))
+        membership = receiver.receive(1, 1.0).membership
+        where = TopicPartition("t", 0)
+        transaction = backend.broker_transactions("x", 60.0).begin()
+        transaction.positions("g", membership, {where: Committed(0)})
+        with pytest.raises(Fenced):
+            transaction.commit()
+        touch = backend.broker_transactions("x", 60.0).begin()
+        if repair:
+            touch.positions("g", membership, {where: Committed(0)})
+        touch.abort()
+        if repair:
+            assert receiver.committed(where) is None
+        else:
+            with pytest.raises(BackendUnavailable, match="UNSTABLE"):
+                receiver.committed(where)
+
+    play(main, faults={"p/broker.commit:x#1": Fault.MARKER_SKIPPED})
 
 
 def test_the_run_waits_for_an_orphan_that_holds_readers_up() -> None:

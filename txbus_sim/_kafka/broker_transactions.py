@@ -265,10 +265,9 @@ class SimBrokerTransaction:
         owner = self._owner
         try:
             self._flush()
-            for one in self._positions:
-                self._send_positions(one)
             if not self._sent and not self._positions:
                 self._look_for_fence()
+            self._send_all_positions()
             if self._registered or owner.producer.added:
                 owner.end_request(True, CommitUnknown)
         except CommitUnknown as exc:
@@ -299,6 +298,10 @@ class SimBrokerTransaction:
             if not self._owner.producer.wait(pending, deadline_ns):
                 raise StepAborted(f"{self._owner.id}: a record for {pending.where} was not acknowledged in time")
             pending.raise_error()
+
+    def _send_all_positions(self) -> None:
+        while self._positions:
+            self._send_positions(self._positions.pop(0))
 
     def _send_positions(self, one: _Positions) -> None:
         owner = self._owner
@@ -351,12 +354,17 @@ class SimBrokerTransaction:
             raise NotOpen(f"this broker transaction of {self._owner.id!r} has ended")
 
     def abort(self) -> None:
-        """`BackendUnavailable` if no answer came: `begin` asks again."""
+        """`BackendUnavailable` if no answer came: `begin` asks again. Positions that were given are sent
+        first: only a marker in the group's log ends what a lost marker left pending there."""
         if self.ended:
             return
         self.ended = True
         owner = self._owner
         owner.producer.purge()
+        try:
+            self._send_all_positions()
+        except BackendError:
+            pass  # the group is registered, or the owner fenced; nobody wants the positions themselves
         if owner.producer.fatal is not None or not (self._registered or owner.producer.added):
             return
         try:
