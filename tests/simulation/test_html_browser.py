@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.simulation import report_story as story
-from tests.simulation.browser import Tab, opened
+from tests.simulation.browser import Tab, opened, skip_without_chromium
 from tests.simulation.test_html_page import evil
+
+skip_without_chromium()
 
 TITLE = "document.getElementById('timeline-title').textContent"
 ABOUT = "document.getElementById('timeline-about').textContent"
