@@ -14,11 +14,11 @@ import pytest
 import txbus_sim
 from tests.unit.sim.explore_toys import Disk, Toy, ToyRunner, does
 from txbus_sim._world import Process, World
-from txbus_sim.explore import ExplorationResult, crash_everywhere, explore
+from txbus_sim.exploration import ExplorationResult, crash_everywhere, explore
 from txbus_sim.faults import COMMIT
 
 FOLDER = str(Path(txbus_sim.__file__).parent)
-OURS = {"explore.py", "strategies.py", "_conduct.py", "_probe.py", "_parallel.py", "_progress.py"}
+OURS = {"exploration.py", "strategies.py", "_conduct.py", "_probe.py", "_parallel.py", "_progress.py"}
 POINTS = 100
 
 
@@ -61,6 +61,7 @@ def test_exploring_costs_little_besides_the_runs(search: Callable[[ToyRunner], E
     """Three calls a point at most, the tape's included: a small part of what a run of nothing costs."""
     files, ours, runs = calls_of(search)
     assert runs >= 300
+    assert set(files) >= OURS, "a module was renamed"
     assert files["strategies.py"] >= runs * POINTS / 2, "the calls of tapes are counted"
     assert ours / (runs * POINTS) < 3.0
     assert ours < 0.2 * sum(files.values())

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.sim.explore_toys import RIGHT, ToyRunner
 from txbus_sim._progress import Lines, Silent, progress_on
-from txbus_sim.explore import crash_everywhere
+from txbus_sim.exploration import crash_everywhere
 
 
 class Terminal(io.StringIO):
