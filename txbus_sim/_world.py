@@ -47,6 +47,8 @@ __all__ = [
 BEGAN_AT_WALL_NS = 1_767_225_600 * 1_000_000_000
 """Every run begins at 2026-01-01T00:00:00Z."""
 _INERT_CALLS_MAX = 1_000
+_SAY_NS = 2_000_000_000
+"""How long a main thread that has slept through the last durable change has to make one of its own."""
 _FIRST_PID = 1_000
 
 
@@ -111,6 +113,7 @@ class Strand(greenlet):
         self.ended = False
         self.asleep_ns = (0, 0)
         """Since when and until when, in its last sleep."""
+        self.amount = 0
         self.values: dict[object, Any] = {}
         """Of this thread of control alone (`threading.local`)."""
         self.joiners: list[Strand] = []
@@ -451,7 +454,7 @@ class World:
             return
         # A main thread that has slept since has not had its say yet.
         asleep = [p.strands[0].asleep_ns for p in self.processes if p.alive and p.strands]
-        woken_at_ns = [until_ns + 1 for since_ns, until_ns in asleep if since_ns <= self._progress_ns]
+        woken_at_ns = [until_ns + _SAY_NS for since_ns, until_ns in asleep if since_ns <= self._progress_ns]
         quiet_at_ns = max([self._progress_ns + self.limits.settle_ns, *woken_at_ns])
         if self.now_ns >= quiet_at_ns and not self._pending:
             self.stop_reason = StopReason.QUIET
@@ -508,11 +511,14 @@ class World:
         elif fault is Fault.PAUSE_AFTER:
             self.pause(process, self.amount)
 
-    amount = 0
-    """Of the deviation that `enter` returned last; its unit is the fault's."""
+    @property
+    def amount(self) -> int:
+        """Of the deviation that `enter` returned to the calling strand last; its unit is the fault's."""
+        return current_strand().amount
 
     def _suffer(self, process: Process, deviation: Deviation, faults: Faults) -> Fault | None:
-        fault, self.amount = deviation.fault, deviation.amount
+        fault, amount = deviation.fault, deviation.amount
+        current_strand().amount = amount
         assert fault in faults, f"{deviation}: this operation cannot suffer it"
         self.history.add(FaultHappened(self.now_ns, deviation.address, fault))
         self._raised_since_fault = 0
@@ -523,12 +529,12 @@ class World:
             case Fault.KILL_BEFORE:
                 self.crash(process, restart=False)
             case Fault.PAUSE_BEFORE:
-                self.pause(process, self.amount)
+                self.pause(process, amount)
             case Fault.DELAY:
-                self.pending_at(self.now_ns + self.amount, nothing)
-                self.sleep_ns(self.amount)
+                self.pending_at(self.now_ns + amount, nothing)
+                self.sleep_ns(amount)
             case Fault.CLOCK_STEP:
-                process.wall_skew_ns += self.amount
+                process.wall_skew_ns += amount
             case _:
                 return fault
         return None
