@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 
 from txbus.errors import ConfigurationError
 from txbus_sim import _html, exploration, pytest_plugin
+from txbus_sim._conduct import End
 from txbus_sim._runner import Runner, RunnerOptions, Scenario
 from txbus_sim._workload import with_workload
 from txbus_sim.exploration import ExplorationResult
@@ -155,6 +156,8 @@ def _decorated(function: Test, *, broker: Broker, how: _Explore, workloads: int)
             for path in session.cached():
                 _try_again(runner, session, path)
             result = how(runner, session)
+            if result.end is End.INTERRUPTED and result.verdict is None:
+                raise KeyboardInterrupt(f"interrupted; so far {result.summary()}")
             if result.verdict is not None:
                 _fail(runner, session, result, broker, function)
 

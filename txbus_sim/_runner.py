@@ -291,7 +291,8 @@ def _outcome(name: str, check: Check) -> Verdict | None:
 
 
 def _assertion(name: str, error: AssertionError) -> Verdict:
-    text = str(error).strip() or _source(error) or "an assertion does not hold"
+    # The first line is the user's; pytest adds an explanation, which the details have.
+    text = str(error).strip().partition("\n")[0] or _source(error) or "an assertion does not hold"
     details = tuple("".join(traceback.format_exception(error)).splitlines())
     return Verdict(VerdictKind.ASSERTION, name, f"{name}: {text}", details, _site(error))
 

@@ -12,6 +12,7 @@ import typer
 
 from txbus.errors import ConfigurationError
 from txbus_sim import _html, exploration
+from txbus_sim._conduct import End
 from txbus_sim._decorators import scenario_of
 from txbus_sim._loading import load
 from txbus_sim._runner import Runner, RunnerOptions
@@ -52,7 +53,8 @@ def run(
 ) -> None:
     """Explore a scenario: every fault at every point, or --budget random schedules.
 
-    Exits with 1 if something failed. Ctrl-C shows what was found so far; a second one ends at once.
+    Exits with 1 if something failed, with 130 after Ctrl-C, which shows what was
+    found so far; a second one ends at once.
     """
     function = load(scenario)
     name = _broker(broker, function)
@@ -62,7 +64,7 @@ def run(
         else:
             result = exploration.explore(runner, budget, seed=seed, jobs=jobs, failures_max=1, progress=sys.stderr)
         _show(runner, result, scenario, name, html, save)
-    raise typer.Exit(0 if result.verdict is None else 1)
+    raise typer.Exit(_exit_code(result))
 
 
 def _broker(asked: str | None, function: Callable[..., object]) -> Broker:
@@ -73,6 +75,13 @@ def _broker(asked: str | None, function: Callable[..., object]) -> Broker:
             found: Broker = known
             return found
     raise ConfigurationError(f"broker {name!r} is not simulated: {', '.join(get_args(Broker))}")
+
+
+def _exit_code(result: ExplorationResult) -> int:
+    """1 for a failure, 130 for Ctrl-C before one was found."""
+    if result.verdict is not None:
+        return 1
+    return 130 if result.end is End.INTERRUPTED else 0
 
 
 def _show(
@@ -144,7 +153,7 @@ def matrix(
             print(f"{what:<24} {cell.deviation.fault.value:<14} {cell.deviation.address}  {site}")
         if html is not None:
             html.write_text(_html.render_exploration(result, runner), encoding="utf-8")
-    raise typer.Exit(0 if result.verdict is None else 1)
+    raise typer.Exit(_exit_code(result))
 
 
 @app.command()

@@ -70,7 +70,7 @@ class Deviation:
                 f"{text!r} is no deviation: ADDRESS FAULT [AMOUNT]; faults: {', '.join(sorted(_FAULTS))}"
             )
         fault = _FAULTS[words[1]]
-        return cls(Address.parse(words[0]), fault, _parse_amount(words[2]) if len(words) == 3 else 0)
+        return cls(Address.parse(words[0]), fault, _parse_amount(words[2], fault) if len(words) == 3 else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +139,11 @@ def _amount_text(deviation: Deviation) -> str:
     return f" {deviation.amount}ns"
 
 
-def _parse_amount(text: str) -> int:
+def _parse_amount(text: str, fault: Fault) -> int:
     found = _AMOUNT.fullmatch(text)
     if found is None:
         raise MalformedSchedule(f"{text!r} is no amount: a number with ns, us, ms, s or B, such as 90s")
+    if (found["unit"] != "B") != (fault in _TIMED):
+        wanted = "a time, such as 90s" if fault in _TIMED else "a number of bytes, such as 17B"
+        raise MalformedSchedule(f"{fault.value} {text}: its amount is {wanted}")
     return round(float(found["number"]) * _UNITS.get(found["unit"], 1))

@@ -103,8 +103,8 @@ class Databases:
         base = directory or (_FAST if os.access(_FAST, os.W_OK) else None)
         self._owner = os.getpid()
         self._root = Path(os.path.realpath(tempfile.mkdtemp(prefix="txbus-sim-", dir=base)))
-        self.folder = self._root / "run"
-        self.folder.mkdir()
+        self._folder = self._root / "run"
+        self._folder.mkdir()
         self.compiled: LRUCache[Any, Any] = LRUCache(_COMPILED_MAX)
         """What SQLAlchemy has compiled, for the engines of all runs."""
         self._defined: dict[str, SimDatabase] = {}
@@ -175,12 +175,18 @@ class Databases:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._remove()
 
+    @property
+    def folder(self) -> Path:
+        """The run's directory; a forked worker has one of its own."""
+        self._check_owner()
+        return self._folder
+
     def _check_owner(self) -> None:
         """In a forked worker: a folder of its own."""
         if os.getpid() != self._owner:
             self._owner = os.getpid()
-            self.folder = self._root / f"run-{self._owner}"
-            self.folder.mkdir(exist_ok=True)
+            self._folder = self._root / f"run-{self._owner}"
+            self._folder.mkdir(exist_ok=True)
             self._outside.clear()
             self.end_run()
 
