@@ -18,7 +18,9 @@ demo: $(VENV)/run.stamp  ## the shop under kills, its books checked (BROKER=URL 
 test: $(VENV)/dev.stamp  ## unit, conformance, simulation and integration tests (ARGS=... for pytest)
 	@echo "== test: pytest over tests/ without the documentation's snippets (make snippets) and long runs (make soak)"
 	@echo "== servers: none needed by this version; txbus runs on its embedded broker"
-	$(BIN)/pytest --ignore=tests/test_docs.py $(ARGS)
+	@echo "== first what runs in one process, shared out to all cores; then what kills real processes"
+	$(BIN)/pytest --ignore=tests/test_docs.py --ignore=tests/integration --numprocesses=auto $(ARGS)
+	$(BIN)/pytest tests/integration $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
