@@ -178,7 +178,9 @@ class Databases:
     @property
     def folder(self) -> Path:
         """The run's directory; a forked worker has one of its own."""
-        self._check_owner()
+        if current_process() is None:
+            # A simulated process is told a process id of the simulation's; its run has begun here.
+            self._check_owner()
         return self._folder
 
     def _check_owner(self) -> None:

@@ -44,7 +44,9 @@ def make(name: str, schema: Any, folder: Path, serve: Callable[[World, SimFile],
     world = World(_no_fault, limits=Limits(steps_max=10_000_000))
     file = SimFile(name, path, world, SERVER, Shapes())
     serve(world, file)
-    process = world.start(ProcessSpec("schema", lambda process: _create(process, name, schema), restart_after_ns=None))
+    # Named after the database: each has a chance of its own, so that no two ledgers have one identity.
+    spec = ProcessSpec(f"schema-of-{name}", lambda process: _create(process, name, schema), restart_after_ns=None)
+    process = world.start(spec)
     try:
         reason = world.run()
     finally:
