@@ -368,6 +368,24 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are locked where the system can")
+def test_what_a_killed_program_left_is_swept_later(tmp_path: Path) -> None:
+    """A program that was killed cannot clean up; the next one does, and leaves those in use alone."""
+    program = (
+        "import os, signal; from txbus_sim._database import Databases; "
+        f"Databases({str(tmp_path)!r}).define('shop'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    (left,) = tmp_path.iterdir()
+    used = Databases(tmp_path)
+    assert left.exists(), "it is young: its owner may be about to lock it"
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (0, 0))
+    Databases(tmp_path).close()
+    assert list(tmp_path.iterdir()) == [used.folder.parent]
+    used.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked where the system can")
 def test_forked_worker_has_a_folder_of_its_own(tmp_path: Path) -> None:
     """A worker's runs do not touch its parent's, and its end removes its own files only."""
@@ -387,7 +405,7 @@ def test_forked_worker_has_a_folder_of_its_own(tmp_path: Path) -> None:
         assert os.waitpid(child, 0)[1] == 0
         run(orders=lambda process: _add(database.url))
         assert database.rows("SELECT count(*) FROM entries") == [(1,)]
-    assert [path.name for path in made.folder.parent.iterdir()] == ["run"]
+    assert sorted(path.name for path in made.folder.parent.iterdir()) == ["in-use", "run"]
     made.close()
 
 

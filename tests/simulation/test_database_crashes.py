@@ -90,7 +90,8 @@ def test_restart_finishes_the_work_once(shop: tuple[Databases, SimDatabase]) -> 
     tried = 0
     for point in points:
         for fault in point.faults:
-            with DatabaseRun(made, f"{point.address} {fault.value} 2s") as run:
+            amount = " 2s" if fault in (Fault.PAUSE_BEFORE, Fault.PAUSE_AFTER, Fault.DELAY) else ""
+            with DatabaseRun(made, f"{point.address} {fault.value}{amount}") as run:
                 run(orders=lambda process: transfer(database.url))
                 expected = NOTHING if fault is Fault.KILL_BEFORE else ALL
                 if fault is Fault.KILL_AFTER and point.label != "sql.commit:shop":

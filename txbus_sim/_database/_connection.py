@@ -26,6 +26,9 @@ _COMMIT_NS = 500_000
 _CONNECT_NS = 500_000
 _BUSY = 5
 _BUSY_SNAPSHOT = 517
+_STOPPED_NS = 50_000_000
+"""How long a try takes that does not wait for a lock whose holder is paused. Nothing can change before
+the holder goes on, and the embedded broker tries again every 0.3 ms: most of a run's steps."""
 _CONNECT: Faults = (*CRASHES, Fault.FAIL)
 _ROLLBACK: Faults = (*CRASHES, Fault.DROP)
 _BROKER: Faults = (*CRASHES, Fault.FAIL)
@@ -388,6 +391,8 @@ class SimConnection(sqlite3.Connection):
             progress = progress or any(table not in file.kind.quiet_tables for table in local.tables)
         ddl = local.ddl
         self._over()
+        if file.observer is not None:
+            file.observer(self, self._process.key, local.tables)
         if told and (counts or ddl):
             answered = fault is None or fault is Fault.PAUSE_AFTER
             world.history.add(
@@ -454,6 +459,8 @@ class SimConnection(sqlite3.Connection):
                 # Waiting would not make a snapshot newer; SQLite itself does not wait with one, since
                 # whoever has the lock may be waiting for this one to end.
                 if code & 0xFF != _BUSY or code == _BUSY_SNAPSHOT or self._local.read or not self._timeout_ms:
+                    if code & 0xFF == _BUSY and self._file.is_held_by_stopped:
+                        self._world.sleep_ns(_STOPPED_NS)
                     raise
                 if deadline_ns is None:
                     deadline_ns = self._world.now_ns + self._timeout_ms * 1_000_000

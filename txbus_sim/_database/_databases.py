@@ -7,7 +7,6 @@ import re
 import shutil
 import sqlite3
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from txbus_sim._database import _dialect, _functions, _template
 from txbus_sim._database._connection import SimConnection, open_connection
 from txbus_sim._database._failures import refuse
 from txbus_sim._database._file import BROKER, SERVER, SimFile
+from txbus_sim._database._folder import make_folder, remove_folder
 from txbus_sim._database._rows import FUNCTION, Shapes
 from txbus_sim._world import BEGAN_AT_WALL_NS, Process, World, current_process
 from txbus_sim.errors import SimulationError
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Databases", "SimDatabase"]
 
-_FAST = "/dev/shm"
 _COMPILED_MAX = 2_000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _HUBS = "hubs of the embedded broker"
+_EMBEDDED = "embedded"
+"""The service that observes the run's bus file (`txbus_sim._embedded`)."""
 _INSTEAD = "use sim.database(...).url with SQLAlchemy, or a file in the simulation's folder"
 
 
@@ -100,9 +101,8 @@ class Databases:
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         _dialect.register()
-        base = directory or (_FAST if os.access(_FAST, os.W_OK) else None)
         self._owner = os.getpid()
-        self._root = Path(os.path.realpath(tempfile.mkdtemp(prefix="txbus-sim-", dir=base)))
+        self._root, descriptor = make_folder(directory)
         self._folder = self._root / "run"
         self._folder.mkdir()
         self.compiled: LRUCache[Any, Any] = LRUCache(_COMPILED_MAX)
@@ -111,7 +111,7 @@ class Databases:
         self._files: dict[str, SimFile] = {}
         self._outside: list[weakref.ref[_Reader]] = []
         self._world: World | None = None
-        self._remove = weakref.finalize(self, _remove, str(self._root), self._owner)
+        self._remove = weakref.finalize(self, remove_folder, str(self._root), descriptor, self._owner)
 
     # declaring
 
@@ -230,7 +230,12 @@ class Databases:
         real = Path(os.path.realpath(path))
         if not real.is_relative_to(self.folder):
             raise refuse(f"sqlite3.connect({text!r}), a file that is not the simulation's,", _INSTEAD)
-        return self.connect(self._file_at(real, process.world).name, process, **arguments)
+        file = self._file_at(real, process.world)
+        notes = process.world.services.get(_EMBEDDED)
+        if notes is not None and notes.path == file.path:
+            file.observer = notes.committed
+            notes.attend(process)
+        return self.connect(file.name, process, **arguments)
 
     def _file_at(self, path: Path, world: World) -> SimFile:
         for file in self._files.values():
@@ -286,8 +291,3 @@ def _opened_by_broker() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
-
-
-def _remove(root: str, owner: int) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(root, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from greenlet import getcurrent
@@ -49,6 +51,8 @@ class SimFile:
         self.kind = kind
         self.shapes = shapes
         self.connections = 0
+        self.observer: Callable[[sqlite3.Connection, str, dict[str, int]], None] | None = None
+        """Called after each commit, before anybody else runs: by which process, rows changed by table."""
         self._holder: Strand | None = None
         self._holding = 0
         self._waiting: list[Strand] = []
@@ -88,6 +92,11 @@ class SimFile:
             waiting, self._waiting = self._waiting, []
             for strand in waiting:
                 self.world.unpark(strand)
+
+    @property
+    def is_held_by_stopped(self) -> bool:
+        """Whether the lock's holder belongs to a process that is paused at the moment."""
+        return self._holder is not None and self._holder.process.thaws_at_ns > self.world.now_ns
 
     def wait(self, deadline_ns: int) -> bool:
         """Wait until a local transaction of the file ends. False: in vain, because the deadline has
