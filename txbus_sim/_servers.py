@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from txbus.spi import Capabilities, TopicKind
+from txbus_sim._embedded import EmbeddedNotes
 from txbus_sim._world import World
 
 __all__ = ["SERVERS", "Server"]
@@ -29,8 +30,12 @@ class _EmbeddedServer:
     """The embedded broker has no server: its file is in the run's directory, and the broker itself
     runs in the processes. Topics are made by the bus that declares them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.url = f"embedded://{folder}/bus.db"
+    def __init__(self, world: World, folder: Path) -> None:
+        self._world = world
+        self._path = f"{folder}/bus.db"
+        # A receiver that waits looks into the file 200 times a second unless told otherwise, which
+        # costs nothing in virtual time and most of a run's real time.
+        self.url = f"embedded://{self._path}?wake_poll_s=0.2"
 
     def capabilities_of(self, kind: TopicKind = TopicKind.PLAIN) -> Capabilities:
         from txbus.embedded.plugin import plugin
@@ -38,7 +43,11 @@ class _EmbeddedServer:
         return plugin.capabilities(kind)
 
     def begin(self, topics: Mapping[str, int]) -> None:
-        """Nothing to do."""
+        """Have the history tell what is committed in the file and what its members are handed."""
+        from txbus.embedded.log import EmbeddedLog
+        from txbus.embedded.receiver import EmbeddedReceiver
+
+        EmbeddedNotes(self._world, self._path, EmbeddedReceiver, EmbeddedLog)
 
 
 def _kafka(world: World, folder: Path) -> Server:
@@ -54,7 +63,7 @@ def _rocketmq(world: World, folder: Path) -> Server:
 
 
 def _embedded(world: World, folder: Path) -> Server:
-    return _EmbeddedServer(folder)
+    return _EmbeddedServer(world, folder)
 
 
 SERVERS: Mapping[str, Callable[[World, Path], Server]] = {
