@@ -6,7 +6,7 @@ A crash repeats nothing that was visible and loses nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from txbus._consumer_contract import ConsumerHealth
@@ -60,21 +60,23 @@ class AtomicConsumer:
         receiver: Callable[[], Receiver],
         transactions: Callable[[], BrokerTransactions],
         handle: Callable[[Received, int, Send], None],
-        dead_letter: Callable[[Received, int, Exception], Envelope],
+        dead_letters: Callable[[Received, int, Exception], Iterable[Envelope]],
         retry: Retry,
         ports: Ports,
         emit: Emit,
         budget: AtomicBudget,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
-        """``ended`` is called by its thread when it has ended, by itself or because it was asked."""
+        """``dead_letters`` gives what to keep of a delivery, lighter ones after it in case the broker
+        refuses it for its size. ``ended`` is called by its thread when it has ended, by itself or because
+        it was asked."""
         self._service = service
         self._scope = scope
         self.group = group
         self._make_receiver = receiver
         self._make_transactions = transactions
         self._handle = handle
-        self._dead_letter = dead_letter
+        self._dead_letters = dead_letters
         self._retry = retry
         self._clock = ports.clock
         self._entropy = ports.entropy
@@ -375,10 +377,17 @@ class AtomicConsumer:
 
     def _bury(self, membership: Membership, received: Received, attempts: int, error: Exception) -> None:
         """Keep it as a dead letter, in the step that moves the position past it."""
-        assert self._transactions is not None
-        opened = self._transactions.begin()
-        opened.send(self._dead_letter(received, attempts, error))
-        self._commit(opened, membership, [received])
+        refused: MessageRefused | None = None
+        for letter in self._dead_letters(received, attempts, error):
+            try:
+                self._keep(membership, received, letter)
+                break
+            except MessageRefused as exc:
+                refused = refused or exc
+        else:
+            # Not for its size, then: what the broker said of the whole letter tells more.
+            assert refused is not None, "a dead letter has one form at least"
+            raise refused
         self._emit(
             DeadLettered(
                 self._service,
@@ -389,6 +398,16 @@ class AtomicConsumer:
                 f"{type(error).__name__}: {error}",
             )
         )
+
+    def _keep(self, membership: Membership, received: Received, letter: Envelope) -> None:
+        assert self._transactions is not None
+        opened = self._transactions.begin()
+        try:
+            opened.send(letter)
+            self._commit(opened, membership, [received])
+        except MessageRefused:
+            opened.abort()
+            raise
 
 
 def _name(received: Received) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar, Unpack
 
@@ -12,7 +12,7 @@ from txbus._channels import topic_kind
 from txbus._consumer import Consumer, ConsumerBudget
 from txbus._consumer_contract import ConsumerHealth, Disposition, Handle, Run
 from txbus._consumer_limit import DeliveryLimit
-from txbus._deadletter import DeadLetters, dead_envelope, describe_error
+from txbus._deadletter import DeadLetters, dead_envelope, describe_error, lighter_letters
 from txbus._declare import HandlerDeclaration
 from txbus._inbox import InboxBudget, InboxHandler
 from txbus._inbox_signature import Delivery, HandlerSignature
@@ -247,10 +247,11 @@ class Consuming:
                 self._in_hand.set(None)
                 delivery.end()
 
-        def dead_letter(received: Received, attempts: int, error: Exception) -> Envelope:
+        def dead_letters(received: Received, attempts: int, error: Exception) -> Iterator[Envelope]:
             letter = dead_envelope(received, declared.scope, bus.service, attempts, describe_error(error))
             bus.ensure_topic(letter.topic)
-            return letter
+            yield letter
+            yield from lighter_letters(received, letter)
 
         return AtomicConsumer(
             bus.service,
@@ -262,7 +263,7 @@ class Consuming:
                 bus.settings.broker_transaction_timeout_s,
             ),
             handle,
-            dead_letter,
+            dead_letters,
             declared.retry.never_for(DecodeError),
             bus.ports,
             bus.emit,

@@ -15,6 +15,7 @@ import pytest
 from tests.conformance.through import Parts, ThroughBackend, ThroughTransaction, World
 from tests.unit.shopfloor import Floor, Order, Reserved, floor, orders, reserved, until
 from txbus import Bus, Delivery, Envelope, Retry, Topic, _registry
+from txbus.embedded.capabilities import HEADERS_BYTES_MAX
 from txbus.embedded.plugin import EmbeddedPlugin
 from txbus.errors import (
     BackendUnavailable,
@@ -267,6 +268,29 @@ class TestFailures:
             test.run_until_idle()
             assert runs == [1]
             assert len(test.received(dead)) == 1
+
+    def test_a_message_at_the_broker_s_limit_becomes_a_dead_letter(self, tmp_path: Path) -> None:
+        """Its letter loses a header and says which; the next message is handled."""
+
+        def declare(bus: Bus) -> None:
+            @bus.on(orders, scope="pass", database=None, atomic=True, retry=Retry(max_attempts=1))
+            def reserve(order: Order, delivery: Delivery) -> None:
+                if order.sku == "bad":
+                    raise ValueError("no such shelf")
+                delivery.send(reserved, Reserved(sku=order.sku))
+
+        with atomic_floor(tmp_path, declare) as shop, shop.working() as test:
+            test.publish(orders, Order(sku="plain"))
+            (plain,) = test.received(orders)
+            room = HEADERS_BYTES_MAX - (plain.envelope.size - len(plain.envelope.payload)) - len("x-note")
+            test.publish(orders, Order(sku="bad"), headers={"x-note": "n" * room})
+            test.publish(orders, Order(sku="good"))
+            test.run_until_idle()
+            assert skus_in(shop, reserved) == ["plain", "good"]
+            (letter,) = test.received(dead)
+        assert letter.envelope.headers["txbus-dead-dropped"] == "x-note"
+        assert "no such shelf" in letter.envelope.headers["txbus-dead-error"]
+        assert shop.of(Alarm) == shop.of(Reconnected) == []
 
     def test_other_partitions_go_on_while_one_is_held(self, tmp_path: Path) -> None:
         """A failing delivery holds its own partition, in order, and no other."""
