@@ -139,7 +139,7 @@ def test_sub_commands_of_other_distributions_are_found(tmp_path: Path) -> None:
     script = """
         print(sorted(commands()), [b.name for b in broken() if b.group == "txbus.commands"])
     """
-    assert run(tmp_path, script) == "['pigeon'] ['wrong']"
+    assert run(tmp_path, script) == "['pigeon', 'sim'] ['wrong']"
 
 
 def test_the_core_s_own_plugins_are_registered_and_whole() -> None:

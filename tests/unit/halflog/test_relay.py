@@ -314,6 +314,13 @@ def in_log(bus: Bus) -> list[int]:
         log.close()
 
 
+def start_relay(bus: Bus) -> Relay:
+    """The relay of an open bus, started."""
+    bus.opened.start_relay()
+    assert bus.opened.relay is not None
+    return bus.opened.relay
+
+
 def test_committed_halves_are_published_and_rolled_back_ones_are_not(bus: Bus) -> None:
     """From eight threads at once, over several half partitions, with quiet at the end."""
 
@@ -331,8 +338,7 @@ def test_committed_halves_are_published_and_rolled_back_ones_are_not(bus: Bus) -
         thread.start()
     for thread in threads:
         thread.join(LONG_S)
-    relay = bus.opened.start_relay()
-    assert relay.wait_quiet(LONG_S)
+    assert start_relay(bus).wait_quiet(LONG_S)
     expected = sorted(2 * [t * 100 + n for t in range(4) for n in range(20) if n % 5 != 4])
     assert sorted(in_log(bus)) == expected
 
@@ -341,7 +347,7 @@ def test_rule_03_every_row_is_confirmed_although_its_parts_are_published_apart(b
     """The SQL ledger counts parts; nothing is left that the audit would list."""
     for n in range(10):
         place(bus, n, *(f"customer-{n}-{k}" for k in range(5)))
-    assert bus.opened.start_relay().wait_quiet(LONG_S)
+    assert start_relay(bus).wait_quiet(LONG_S)
     with engine.connect() as connection:
         rows = connection.execute(text("select confirmed_s, confirmed_parts from txbus_ledger")).all()
     assert len(rows) == 10 and all(row.confirmed_s is not None for row in rows)
@@ -355,7 +361,7 @@ def test_the_survey_reads_what_no_relay_has_settled(bus: Bus) -> None:
     rows = survey(bus.opened.backend, "shop", system_ports().clock)
     assert sorted(row.keys[0][1] for row in rows) == [f"c{n}" for n in range(5)]
     assert {row.database for row in rows} == {"shop"}
-    assert bus.opened.start_relay().wait_quiet(LONG_S)
+    assert start_relay(bus).wait_quiet(LONG_S)
     assert survey(bus.opened.backend, "shop", system_ports().clock) == ()
 
 
