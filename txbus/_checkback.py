@@ -21,6 +21,8 @@ from txbus.stores.contract import Database
 __all__ = ["Answer", "CheckBudget", "LedgerAnswers", "OwnChecker", "Question"]
 
 OwnChecker: TypeAlias = Callable[[Envelope, int], Outcome]
+_TOLD_MAX = 100_000
+"""Halves without an answer that are remembered, so that a repeated one is told more quietly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class LedgerAnswers:
         self._budget = budget
         self._stopping = stopping
         self._alarmed: set[tuple[str, str]] = set()
+        self._unanswered: dict[HalfId, bool] = {}
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer each, database by database, with an event each. StoreError never passes."""
@@ -213,9 +216,18 @@ class LedgerAnswers:
         return answers
 
     def report(self, answer: Answer, reason: str) -> None:
-        """The event of one answer."""
+        """The event of one answer; one that says nothing new, and said so before, is marked."""
         q = answer.question
-        self._emit(CheckBack(self._service, "", q.id.tx_id, q.id.attempt, q.database, answer.outcome, q.age_s, reason))
+        open_ = answer.outcome is Outcome.UNKNOWN and answer.park is None
+        again = self._unanswered.pop(q.id, False) and open_
+        if open_:
+            self._unanswered[q.id] = True
+            if len(self._unanswered) > _TOLD_MAX:
+                # The one not asked about for longest: another relay has it now, or it got a D.
+                del self._unanswered[next(iter(self._unanswered))]
+        self._emit(
+            CheckBack(self._service, "", q.id.tx_id, q.id.attempt, q.database, answer.outcome, q.age_s, reason, again)
+        )
 
     def alarm_once(self, what: str, detail: str) -> None:
         """An alarm that is raised once for each detail."""

@@ -129,7 +129,7 @@ class TakeOver(Event):
 class CheckBack(Event):
     """A half without a word from its sender was asked about; ``age_s`` since this owner read it.
 
-    UNKNOWN: no answer (``reason``)."""
+    UNKNOWN: no answer (``reason``). ``again``: nor was there one before; logged at DEBUG."""
 
     tx_id: str
     attempt: int
@@ -137,6 +137,7 @@ class CheckBack(Event):
     outcome: Outcome
     age_s: float
     reason: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +274,9 @@ class Events:
                 self._logger.exception("a subscriber failed on %s", type(event).__name__)
 
     def _log(self, event: Event) -> None:
-        level = _LEVELS.get(type(event), logging.DEBUG)
+        # A half that nobody can answer for is asked about every second, for as long as it takes.
+        again = isinstance(event, CheckBack) and event.again
+        level = logging.DEBUG if again else _LEVELS.get(type(event), logging.DEBUG)
         if self._logger.isEnabledFor(level):
             values = {f.name: getattr(event, f.name) for f in fields(event)}
             text = " ".join(f"{name}={value}" for name, value in values.items() if value not in ("", ()))

@@ -299,3 +299,17 @@ class TestLogging:
         (record,) = [record for record in caplog.records if record.message.startswith("CheckBack")]
         assert record.levelno == logging.INFO
         assert record.__dict__["txbus_outcome"] is Outcome.ROLLED_BACK
+
+    def test_a_foreign_half_is_logged_once_and_then_at_debug(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is asked about for ever, and the log at INFO is not filled with it."""
+        from tests.unit.test_bus_checkback import Sender
+
+        caplog.set_level(logging.DEBUG, "txbus")
+        with floor(tmp_path) as shop, shop.working():
+            sender = Sender(shop)
+            sender.half("t-1", Order(sku="a"), ledger_id="of-a-copy")
+            until(lambda: len(shop.of(CheckBack)) >= 4)
+        levels = [record.levelno for record in caplog.records if record.message.startswith("CheckBack")]
+        assert levels[0] == logging.INFO and set(levels[1:]) == {logging.DEBUG}

@@ -115,6 +115,20 @@ def test_rule_09_an_unknown_database_is_no_answer_and_alerts_once() -> None:
     assert len(desk.alarms()) == 1 and "elsewhere" in desk.alarms()[0]
 
 
+def test_a_question_without_an_answer_is_told_quietly_from_the_second_time_on() -> None:
+    """For each half by itself; an answer is always told aloud."""
+    desk = Desk()
+    told: list[list[bool]] = []
+    for _ in range(3):
+        desk.events.clear()
+        desk.ask(question("A", database="elsewhere"), question("B", ledger="a-copy"), question("C"))
+        told.append([event.again for event in desk.events if isinstance(event, CheckBack)])
+    assert told == [[False, False, False], [True, True, False], [True, True, False]]
+    desk.events.clear()
+    desk.ask(question("B"))
+    assert [event.again for event in desk.events if isinstance(event, CheckBack)] == [False]
+
+
 @pytest.mark.parametrize("age_s", [499.0, 501.0])
 def test_rule_10_a_missing_row_means_rolled_back_only_for_a_young_half(age_s: float) -> None:
     """Beyond half of the retention the row may have been purged: parked, nothing written."""
