@@ -33,8 +33,8 @@ class _EmbeddedServer:
     def __init__(self, world: World, folder: Path) -> None:
         self._world = world
         self._path = f"{folder}/bus.db"
-        # A receiver that waits looks into the file 200 times a second unless told otherwise, which
-        # costs nothing in virtual time and most of a run's real time.
+        # A receiver that waits looks into the file 200 times a second of virtual time unless told
+        # otherwise: a quarter of a run's real time, in which nothing happens.
         self.url = f"embedded://{self._path}?wake_poll_s=0.2"
 
     def capabilities_of(self, kind: TopicKind = TopicKind.PLAIN) -> Capabilities:
