@@ -20,6 +20,7 @@ from txbus_sim._interpose._chance import patch_chance
 from txbus_sim._interpose._clocks import patch_clocks
 from txbus_sim._interpose._files import FileModel, patch_files
 from txbus_sim._interpose._imports import outside, patch_imports
+from txbus_sim._interpose._intents import patch_intents
 from txbus_sim._interpose._locks import patch_locks
 from txbus_sim._interpose._patches import Patches
 from txbus_sim._interpose._refusals import patch_refusals
@@ -61,6 +62,7 @@ def install() -> None:
         patch_system(_patches)
         patch_refusals(_patches)
         patch_files(_patches)
+        patch_intents(_patches)
         _patches.swap_references()
     except BaseException:
         _patches.undo()

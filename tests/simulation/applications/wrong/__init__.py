@@ -1,0 +1,1 @@
+"""Twelve applications with one mistake each."""
