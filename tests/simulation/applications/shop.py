@@ -7,9 +7,11 @@ from typing import Literal
 
 import pydantic
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from txbus import Bus, Topic, TxbusError
 from txbus.settings import SettingsArguments
+from txbus_sim._database import SimDatabase
 from txbus_sim.simulation import Simulation
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "place",
     "quick",
     "reservation_table",
+    "reserved_once",
     "shop_tables",
     "stock_service",
     "stock_tables",
@@ -103,6 +106,8 @@ def place(bus: Bus, engine: sa.Engine, topic: Topic[OrderPlaced], order: OrderPl
             with bus.transaction("shop") as tx:
                 tx.connection.execute(sa.insert(order_table).values(**order.model_dump()))
                 tx.send(topic, order)
+        except IntegrityError:
+            continue  # another replica was faster
         except TxbusError as error:
             if not error.retryable:
                 raise
@@ -131,17 +136,25 @@ def stock_service(database_url: str, broker_url: str) -> None:
     bus.run()
 
 
-def with_order_service(sim: Simulation) -> None:
-    """Declare it and what it needs."""
+def with_order_service(sim: Simulation, replicas: int = 1) -> SimDatabase:
+    """Declare it and what it needs; its database."""
     shop = sim.database("shop", schema=shop_tables.create_all)
     sim.topic("orders", 2)
     sim.settle_s = SETTLE_S
-    sim.process("orders", order_service, shop.url, sim.broker_url)
+    sim.process("orders", order_service, shop.url, sim.broker_url, replicas=replicas)
+    return shop
 
 
-def with_stock_service(sim: Simulation) -> None:
-    """Declare it and what it needs."""
+def with_stock_service(sim: Simulation, replicas: int = 1) -> SimDatabase:
+    """Declare it and what it needs; its database."""
     stock = sim.database("stock", schema=stock_tables.create_all)
     sim.topic("orders", 2)
     sim.settle_s = SETTLE_S
-    sim.process("stock", stock_service, stock.url, sim.broker_url)
+    sim.process("stock", stock_service, stock.url, sim.broker_url, replicas=replicas)
+    return stock
+
+
+def reserved_once(stock: SimDatabase) -> None:
+    """Everything that is wanted was reserved, once."""
+    reserved = sorted(row[0] for row in stock.rows("SELECT order_id FROM reservations"))
+    assert reserved == sorted(order.id for order in WANTED), reserved

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from tests.simulation.applications import shop
 from txbus import Bus, Topic
+from txbus_sim.checkers import Pair
 from txbus_sim.simulation import Simulation
 
 PREPARED = Topic("prepared", shop.OrderPlaced)
@@ -43,9 +44,11 @@ def checker(database_url: str, broker_url: str) -> None:
 
 
 def scenario(sim: Simulation) -> None:
+    """Which of the two topics tells of an order has to be declared: the first does so before the commit."""
     database = sim.database("shop", schema=shop.shop_tables.create_all)
     sim.topic("prepared", 1)
     sim.topic("orders", 2)
     sim.settle_s = shop.SETTLE_S
     sim.process("orders", main, database.url, sim.broker_url)
     sim.process("checker", checker, database.url, sim.broker_url)
+    sim.expect(Pair("shop.orders", "id", "orders", "id"))

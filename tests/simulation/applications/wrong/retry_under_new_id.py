@@ -6,6 +6,7 @@ import time
 import uuid
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from tests.simulation.applications import shop
 from txbus import Bus, OutcomeUnknown, TxbusError
@@ -16,12 +17,21 @@ TRIES = 5
 report_table = sa.Table("reports", shop.shop_tables, sa.Column("number", sa.Integer, primary_key=True))
 
 
+def is_taken(engine: sa.Engine, wanted: shop.OrderPlaced) -> bool:
+    """Before a restart."""
+    with engine.connect() as connection:
+        taken = sa.select(shop.order_table.c.id).where(shop.order_table.c.quantity == wanted.quantity)
+        return connection.scalar(taken) is not None
+
+
 def main(database_url: str, broker_url: str) -> None:
     engine = sa.create_engine(database_url)
     topic = shop.orders_topic(broker_url)
     bus = Bus(broker_url, service="shop", databases={"shop": engine}, topics=[topic], **shop.quick())
     with bus:
         for wanted in shop.WANTED:
+            if is_taken(engine, wanted):
+                continue
             time.sleep(3.0)
             for _ in range(TRIES):
                 order = wanted.model_copy(update={"id": f"o-{uuid.uuid4()}"})
@@ -30,7 +40,7 @@ def main(database_url: str, broker_url: str) -> None:
                         tx.connection.execute(sa.insert(shop.order_table).values(**order.model_dump()))
                         tx.send(topic, order)
                     break
-                except OutcomeUnknown:
+                except (OutcomeUnknown, OperationalError):
                     continue
                 except TxbusError as error:
                     if not error.retryable:
