@@ -1,7 +1,9 @@
-"""Explores a protocol scenario: single faults at the first operations of each sort, then random schedules."""
+"""Explores a protocol scenario: single faults at the first operations of each sort, crash loops, then
+random schedules."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,13 +21,16 @@ from txbus_sim.history import Point
 from txbus_sim.result import RunResult
 from txbus_sim.schedule import Deviation, Schedule
 from txbus_sim.simulation import Broker
-from txbus_sim.strategies import KILLS, Fixed, Random, Strategy
+from txbus_sim.strategies import KILLS, CrashLoop, Fixed, Random, Strategy
 
 __all__ = ["SEED", "Explored", "ProtocolRunner", "explored", "open_runner", "single_faults"]
 
 SEED: Final = 0
+_S: Final = 1_000_000_000
 FIRST_OF_A_LABEL: Final = 3
 """Operations of a process with one label that single faults hit; the later ones repeat these."""
+LOOPS: Final = 2
+"""Crashes of a crash loop."""
 DEVIATIONS_MAX: Final = 3
 """Of a random schedule: what a reader of a failure still follows."""
 
@@ -40,18 +45,20 @@ class ProtocolRunner:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self.stall_ns = STALL_NS[runner.options.broker]
 
     def __call__(
         self, schedule: Schedule | None = None, tape: Tape | None = None, *, note_sites: bool = False
     ) -> RunResult:
         if tape is None:
             return self._runner(schedule, note_sites=note_sites)
-        return self._runner(schedule, _Bounded(tape), note_sites=note_sites)
+        return self._runner(schedule, _Bounded(tape, self.stall_ns), note_sites=note_sites)
 
 
 class _Bounded:
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, stall_ns: int) -> None:
         self._tape = tape
+        self._stall_ns = stall_ns
         self._placed = 0
 
     def __call__(self, process: str, label: str, number: int, faults: Faults, /) -> Deviation | None:
@@ -61,19 +68,21 @@ class _Bounded:
         if deviation is None:
             return None
         self._placed += 1
-        return bounded(deviation)
+        return bounded(deviation, self._stall_ns)
 
 
-def bounded(deviation: Deviation) -> Deviation:
-    """A pause beyond every timeout of the scenarios, and not so long that the others only wait; shorter
-    than RocketMQ asks about a half before it gives it up."""
-    if deviation.fault in _PAUSES and deviation.amount > PAUSE_NS:
-        return replace(deviation, amount=PAUSE_NS)
+def bounded(deviation: Deviation, stall_ns: int) -> Deviation:
+    """The same fault, not longer than need be."""
+    if deviation.fault in _STALLS and deviation.amount > stall_ns:
+        return replace(deviation, amount=stall_ns)
     return deviation
 
 
-_PAUSES: Final = (Fault.PAUSE_BEFORE, Fault.PAUSE_AFTER, Fault.LATE_END, Fault.CHECK_LATE)
-PAUSE_NS: Final = 60_000_000_000
+_STALLS: Final = (Fault.PAUSE_BEFORE, Fault.PAUSE_AFTER, Fault.DELAY, Fault.LATE_END, Fault.CHECK_LATE)
+STALL_NS: Final[Mapping[Broker, int]] = {"kafka": 60 * _S, "rocketmq": 60 * _S, "embedded": 20 * _S}
+"""The longest pause: beyond every timeout of the scenarios; shorter than RocketMQ asks about a half before
+it gives it up; and with the embedded broker, whose file a process that stands still may hold, not so
+long that everybody else does nothing but to look at the lock."""
 _ENDS: Final = ("broker.abort:", "broker.commit:")
 
 
@@ -90,17 +99,24 @@ def open_runner(scenario: Scenario, broker: Broker) -> Iterator[ProtocolRunner]:
         yield ProtocolRunner(runner)
 
 
-def single_faults(points: Collection[Point], without: Collection[Fault] = KILLS) -> list[Deviation]:
-    """Every fault at the first operations with each label of each process, crashes before the others."""
+def single_faults(points: Collection[Point], stall_ns: int, without: Collection[Fault] = KILLS) -> list[Deviation]:
+    """Every fault at the first operations with each label of each process: first where something becomes
+    durable, and there crashes first."""
     seen: dict[tuple[str, str], int] = {}
     found: list[Deviation] = []
     for point in points:
         times = seen[point.process, point.label] = seen.get((point.process, point.label), 0) + 1
         if times <= FIRST_OF_A_LABEL:
             faults = [fault for fault in possible(point.label, point.faults) if fault not in without]
-            found += map(bounded, deviations_at(point.address, faults))
-    crashes = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
-    return sorted(found, key=lambda one: one.fault not in crashes)
+            found += (bounded(one, stall_ns) for one in deviations_at(point.address, faults))
+    return sorted(found, key=lambda one: (not _DURABLE.match(one.address.label), one.fault not in _CRASHES))
+
+
+_CRASHES: Final = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
+_DURABLE: Final = re.compile(
+    r"sql\.commit:|embedded\.commit:bus\.(records|positions)|broker\."
+    r"(append|report|send|prepare|finish|answer|ack|txn-send|positions|commit|abort)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +158,19 @@ def explored(
         )
         with conductor:
             reference = conductor.reference()
-            alone = single_faults(reference.history.points())
+            alone = single_faults(reference.history.points(), runner.stall_ns)
             chosen: list[Strategy] = [Fixed((one,)) for one in islice(alone, 0, None, stride)]
             if singles is not None:
                 chosen = chosen[:singles]
+            loops: list[Strategy] = [CrashLoop(one, LOOPS) for one in alone if _worth_a_loop(one)]
             by_chance: list[Strategy] = [Random(seed, number) for number in range(1, random + 1)]
             try:
                 if reference.verdict is None:
-                    for name, strategies in (("single faults", chosen), ("random", by_chance)):
+                    for name, strategies in (
+                        ("single faults", chosen),
+                        ("crash loops", loops[: len(chosen)] if stride == 1 else []),
+                        ("random", by_chance),
+                    ):
                         _drain(conductor.run(name, strategies, len(strategies)))
             except Over:
                 pass
@@ -163,6 +184,12 @@ def explored(
                 dict(tally.sometimes),
                 dict(tally.premises),
             )
+
+
+def _worth_a_loop(deviation: Deviation) -> bool:
+    """At a statement of a handler's, or at a commit: the same crash in one incarnation after the other."""
+    label, number = deviation.address.label, deviation.address.number
+    return deviation.fault is Fault.CRASH_AFTER and number == 2 and label.startswith(("sql.insert:", "sql.commit:"))
 
 
 def _drain(runs: Iterator[Any]) -> None:

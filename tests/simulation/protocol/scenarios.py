@@ -81,7 +81,8 @@ class Books:
 
         def books_balance() -> None:
             placed = self.placed()
-            assert len(placed) == orders, f"{len(placed)} orders of {orders} were placed: {placed}"
+            assert len(placed) >= orders, f"only {len(placed)} orders of {orders} were placed: {placed}"
+            assert len(placed) == orders, f"doubled: {len(placed)} orders where {orders} were to be placed: {placed}"
             self.each_once(placed)
             self.in_order(placed)
 
@@ -134,16 +135,18 @@ def _begin(sim: Simulation, *names: str) -> tuple[Ways, list[SimDatabase], Books
     sim.settle_s = 13.0
     sim.topic("placed", 2)
     sources = [sim.database(name, schema=services.SHOP.create_all) for name in names]
-    # The embedded broker looks for what other processes wrote; seldom, or nothing else is done in a run.
-    url = f"{sim.broker_url}?wake_poll_s=0.5&busy_timeout_s=0.05" if sim.broker == "embedded" else sim.broker_url
+    url = sim.broker_url
+    if sim.broker == "embedded":
+        # A writer that stands still holds the file: whoever wants to write looks again and again.
+        url += f"{'&' if '?' in url else '?'}busy_timeout_s=0.05"
     ways = Ways(url, sim.broker != "rocketmq")
     return ways, sources, Books(sim, *sources), Story(sim)
 
 
 def _process(sim: Simulation, name: str, target: Callable[..., object], *arguments: Any, **keywords: Any) -> None:
-    """Started anew after four seconds: seldom enough that a broker file held for a minute by a process
+    """Started anew after five seconds: seldom enough that a broker file held by a process
     that stands still does not look like a service that can never start."""
-    sim.process(name, target, *arguments, restart_after_s=4.0, **keywords)
+    sim.process(name, target, *arguments, restart_after_s=5.0, **keywords)
 
 
 def _begin_plain(sim: Simulation) -> tuple[Ways, Books, Story]:
@@ -299,7 +302,7 @@ def small_log(sim: Simulation) -> None:
     """Re-append after every other record, while an own checker keeps a half undecided for a while."""
     ways, (shop,), books, story = _begin(sim, "shop")
     todo = one_by_one(services.of("bob cyd bob cyd bob"))
-    how = {"checker": "hesitates", "reappend_records": 1, "check_interval_s": 0.5}
+    how = {"checker": "hesitates", "reappend_records": 4, "check_interval_s": 0.5}
     _process(sim, "orders", services.orders, ways, {"shop": shop.url}, todo, **how)
     _process(sim, "stock", services.stock, ways, books.stock.url)
     sim.at_end(books.everything(5))
@@ -374,12 +377,15 @@ def retry(sim: Simulation) -> None:
 
     def one_dead_letter() -> None:
         reserved = sorted(id for id, _ in books.reserved())
-        assert reserved == ["o-1", "o-3"], f"reserved: {reserved}"
         letters = books.stock.rows("SELECT payload, attempts FROM txbus_dead_letters")
-        assert [Order.model_validate_json(payload).id for payload, _ in letters] == ["o-2"], f"dead letters: {letters}"
-        assert letters[0][1] in (services.ATTEMPTS_MAX, services.ATTEMPTS_MAX + 1), f"attempts: {letters}"
+        dead = {Order.model_validate_json(payload).id: attempts for payload, attempts in letters}
+        assert sorted([*reserved, *dead]) == ["o-1", "o-2", "o-3"], f"lost or doubled: {reserved}, dead letters: {dead}"
+        if not story.crashes():
+            assert reserved == ["o-1", "o-3"], f"dead letters at the wrong time: {dead}"
+        most = services.ATTEMPTS_MAX
+        assert all(most <= runs <= most + 1 for runs in dead.values()), f"attempts of dead letters: {dead}"
         tried = sum(one.text == "always fails" for one in sim.history if type(one) is Logged)
-        assert tried <= services.ATTEMPTS_MAX + 1, f"the handler ran {tried} times"
+        assert tried <= most + 1, f"the handler ran {tried} times"
 
     sim.at_end(one_dead_letter)
     sim.sometimes(story.told("HandlerFailed"), "a handler failed")

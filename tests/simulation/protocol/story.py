@@ -106,6 +106,11 @@ class Story:
 
         return check
 
+    def crashes(self) -> int:
+        """Attempts that a crash cut short count."""
+        self._catch_up()
+        return self.restarts
+
     def restarted(self) -> bool:
         self._catch_up()
         return self.restarts > 0
@@ -125,7 +130,7 @@ class Published:
 def published(sim: Simulation, topic: str) -> list[Published]:
     """What consumers can read of a topic at the end of a run, in the order of each partition."""
     if sim.broker == "embedded":
-        found = _of_file(sim.broker_url.removeprefix(_EMBEDDED), topic)
+        found = _of_file(sim.broker_url.removeprefix(_EMBEDDED).partition("?")[0], topic)
     else:
         found = [
             Published(record.partition, record.offset, record.message_id, record.key, record.payload)
