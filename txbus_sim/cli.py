@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any
 
 import typer
 
-from txbus.errors import ConfigurationError
-from txbus_sim import _html, exploration
-from txbus_sim._conduct import End
-from txbus_sim._decorators import scenario_of
-from txbus_sim._loading import load
-from txbus_sim._runner import Runner, RunnerOptions
-from txbus_sim.exploration import ExplorationResult
-from txbus_sim.report import Told, look, render_exploration, render_failure
-from txbus_sim.schedule import Schedule
-from txbus_sim.simulation import Broker
+from txbus_sim._brokers import Broker
 
 __all__ = ["app"]
 
@@ -56,49 +46,7 @@ def run(
     Exits with 1 if something failed, with 130 after Ctrl-C, which shows what was
     found so far; a second one ends at once.
     """
-    function = load(scenario)
-    name = _broker(broker, function)
-    with Runner(scenario_of(function), RunnerOptions(broker=name)) as runner:
-        if budget is None:
-            result = exploration.crash_everywhere(runner, jobs=jobs, failures_max=1, progress=sys.stderr)
-        else:
-            result = exploration.explore(runner, budget, seed=seed, jobs=jobs, failures_max=1, progress=sys.stderr)
-        _show(runner, result, scenario, name, html, save)
-    raise typer.Exit(_exit_code(result))
-
-
-def _broker(asked: str | None, function: Callable[..., object]) -> Broker:
-    """The broker that was asked for, else the one that the test's decorator names."""
-    name = asked or getattr(function, "txbus_sim_broker", "kafka")
-    for known in get_args(Broker):
-        if name == known:
-            found: Broker = known
-            return found
-    raise ConfigurationError(f"broker {name!r} is not simulated: {', '.join(get_args(Broker))}")
-
-
-def _exit_code(result: ExplorationResult) -> int:
-    """1 for a failure, 130 for Ctrl-C before one was found."""
-    if result.verdict is not None:
-        return 1
-    return 130 if result.end is End.INTERRUPTED else 0
-
-
-def _show(
-    runner: Runner, result: ExplorationResult, scenario: str, broker: str, html: Path | None, save: Path | None
-) -> None:
-    width, colour = look(sys.stdout)
-    told = Told()
-    if result.schedule is not None and result.verdict is not None:
-        verdict = result.verdict
-        file = save or Path(f"tests/schedules/{verdict.name.replace(':', '-')}.sched")
-        told = Told(file=file, kept=save is not None)
-        if save is not None:
-            note = f"{verdict.sentence}\nscenario: {scenario}\nbroker: {broker}"
-            save.write_text(str(Schedule(result.schedule.deviations, note)), encoding="utf-8")
-    if html is not None:
-        html.write_text(_html.render_exploration(result, runner, told), encoding="utf-8")
-    print(render_exploration(result, told, width=width, colour=colour))
+    raise typer.Exit(_shell().run(scenario, broker, budget, seed, jobs, html, save))
 
 
 @app.command()
@@ -112,24 +60,7 @@ def replay(
 
     Exits with 0 if it passes, 1 if it fails; a schedule whose address is never reached fails.
     """
-    schedule = Schedule.parse(file.read_text(encoding="utf-8"))
-    noted = dict(line.split(": ", 1) for line in schedule.note.splitlines() if ": " in line)
-    where = scenario or noted.get("scenario", "")
-    if not where:
-        raise ConfigurationError(f"{file} names no scenario; say which: txbus sim replay {file} package.module:name")
-    function = load(where)
-    name = _broker(broker or noted.get("broker"), function)
-    with Runner(scenario_of(function), RunnerOptions(broker=name)) as runner:
-        result = runner.replay(schedule, note_sites=True)
-    told = Told(file=file, kept=True)
-    width, colour = look(sys.stdout)
-    if html is not None:
-        html.write_text(_html.render_html(result, told), encoding="utf-8")
-    if result.verdict is None:
-        print(f"{file}: passes; {result.steps:,} operations, {result.virtual_ns / 1e9:.1f} s of virtual time")
-        raise typer.Exit(0)
-    print(render_failure(result, told, width=width, colour=colour))
-    raise typer.Exit(1)
+    raise typer.Exit(_shell().replay(file, scenario, broker, html))
 
 
 @app.command()
@@ -143,32 +74,15 @@ def matrix(
 
     Exits with 1 if any crash fails.
     """
-    function = load(scenario)
-    name = _broker(broker, function)
-    with Runner(scenario_of(function), RunnerOptions(broker=name)) as runner:
-        result = exploration.crash_everywhere(runner, jobs=jobs, second_faults=False, progress=sys.stderr)
-        for cell in result.matrix:
-            what = "passes" if cell.verdict is None else cell.verdict.name
-            site = cell.site or "(no line of the application)"
-            print(f"{what:<24} {cell.deviation.fault.value:<14} {cell.deviation.address}  {site}")
-        if html is not None:
-            html.write_text(_html.render_exploration(result, runner), encoding="utf-8")
-    raise typer.Exit(_exit_code(result))
+    raise typer.Exit(_shell().matrix(scenario, broker, jobs, html))
 
 
 @app.command()
 def show(file: Annotated[Path, typer.Argument(help="a saved schedule", exists=True, dir_okay=False)]) -> None:
     """Say what a saved schedule does, line by line. Runs nothing."""
-    schedule = Schedule.parse(file.read_text(encoding="utf-8"))
-    for line in schedule.note.splitlines():
-        print(f"# {line}")
-    for deviation in schedule:
-        address = deviation.address
-        name, _, again = address.process.partition("+")
-        who = f"process {name}" + (f", started anew {again} time{'' if again == '1' else 's'}" if again else "")
-        print(f"{deviation}\n    {who}: at the {_ordinal(address.number)} {address.label}: {deviation.fault.value}")
+    _shell().show(file)
 
 
-def _ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
+def _shell() -> Any:
+    """Loaded now: every `txbus` command loads this module, and the simulator loads SQLAlchemy."""
+    return importlib.import_module("txbus_sim._shell")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from txbus.errors import ConfigurationError
+from txbus_sim._brokers import Broker
 from txbus_sim._database import Databases, SimDatabase
 from txbus_sim.checkers import Expectation
 from txbus_sim.history import History
@@ -18,7 +19,6 @@ from txbus_sim.history import History
 __all__ = ["Broker", "Check", "Simulation"]
 
 T = TypeVar("T")
-Broker: TypeAlias = Literal["kafka", "rocketmq", "embedded"]
 Check: TypeAlias = Callable[[], object]
 """Raises AssertionError, or returns False, if what it says does not hold. None and True are fine."""
 
