@@ -217,6 +217,7 @@ class World:
         self._progress_ns = 0
         self._pending = 0
         self._raised_since_fault = 0
+        self._faulty_until_ns = 0
         self._inert_calls = 0
         self._buried: list[Strand] = []
 
@@ -260,7 +261,8 @@ class World:
             self.park(Wait("thread", f"the end of thread {others[0].name}", others[0]))
         self._end(process, how, detail)
         if how == "raised":
-            self._raised_since_fault += 1
+            # Whoever stands still may hold a lock: the others fail until it goes on.
+            self._raised_since_fault += self.now_ns >= self._faulty_until_ns
             if self._raised_since_fault > self.limits.raises_max:
                 self.stop(StopReason.RAISING)
             self._restart_later(process)
@@ -294,6 +296,7 @@ class World:
     def pause(self, process: Process, for_ns: int) -> None:
         """Stop every strand of a process for a time, as SIGSTOP and SIGCONT do."""
         process.thaws_at_ns = self.now_ns + for_ns
+        self._faulty_until_ns = max(self._faulty_until_ns, process.thaws_at_ns)
         self.pending_at(process.thaws_at_ns, lambda: self._thaw(process))
         if getattr(getcurrent(), "process", None) is process:
             strand = current_strand()
@@ -531,6 +534,7 @@ class World:
             case Fault.PAUSE_BEFORE:
                 self.pause(process, amount)
             case Fault.DELAY:
+                self._faulty_until_ns = max(self._faulty_until_ns, self.now_ns + amount)
                 self.pending_at(self.now_ns + amount, nothing)
                 self.sleep_ns(amount)
             case Fault.CLOCK_STEP:

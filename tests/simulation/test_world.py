@@ -296,6 +296,25 @@ def test_raising_process_is_started_anew_until_it_is_enough() -> None:
     assert [r.how for r in made.history if isinstance(r, ProcessEnded)][:2] == ["raised", "raised"]
 
 
+@pytest.mark.parametrize("fault", ["pause-before 400s", "pause-after 400s", "delay 400s"])
+def test_raising_counts_once_the_fault_is_over(fault: str) -> None:
+    """Whoever fails while another stands still, with a lock in hand, say, is not blamed for it."""
+    made, done = world(f"a/step#1 {fault}"), list[str]()
+
+    def needing(process: Process) -> None:
+        if not done:
+            raise ValueError("it is locked")
+        done.append(process.key)
+
+    def holding(process: Process) -> None:
+        made.leave(made.enter("step", CRASHES))
+        made.sleep_ns(S)
+        done.append(process.key)
+
+    assert run(made, a=holding, b=needing) is not StopReason.RAISING
+    assert done[0] == "a" and done[1].startswith("b+") and len(done) == 2
+
+
 def test_everybody_waiting_for_ever_is_stuck() -> None:
     """A run in which nobody can wake anybody ends at once as stuck."""
     made = world()
