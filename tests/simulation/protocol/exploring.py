@@ -7,10 +7,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Final
 
-from tests.simulation.protocol.scenarios import Scenario
+from tests.simulation.protocol.scenarios import STALL_S, Scenario
 from txbus_sim._conduct import Conductor, Failure, Over
 from txbus_sim._probe import deviations_at
 from txbus_sim._progress import Silent
@@ -23,12 +22,14 @@ from txbus_sim.schedule import Deviation, Schedule
 from txbus_sim.simulation import Broker
 from txbus_sim.strategies import KILLS, CrashLoop, Fixed, Random, Strategy
 
-__all__ = ["SEED", "Explored", "ProtocolRunner", "explored", "open_runner", "single_faults"]
+__all__ = ["SEED", "Explored", "ProtocolRunner", "every_single_fault", "explored", "open_runner", "single_faults"]
 
 SEED: Final = 0
 _S: Final = 1_000_000_000
 FIRST_OF_A_LABEL: Final = 3
 """Operations of a process with one label that single faults hit; the later ones repeat these."""
+SINGLES: Final = 250
+"""Of the single faults of the default exploration; the others are left to chance, and to a soak."""
 LOOPS: Final = 2
 """Crashes of a crash loop."""
 DEVIATIONS_MAX: Final = 3
@@ -43,9 +44,9 @@ class ProtocolRunner:
     found out on the real broker; everywhere else the lost marker is explored.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, stall_ns: int) -> None:
         self._runner = runner
-        self.stall_ns = STALL_NS[runner.options.broker]
+        self.stall_ns = stall_ns
 
     def __call__(
         self, schedule: Schedule | None = None, tape: Tape | None = None, *, note_sites: bool = False
@@ -79,10 +80,6 @@ def bounded(deviation: Deviation, stall_ns: int) -> Deviation:
 
 
 _STALLS: Final = (Fault.PAUSE_BEFORE, Fault.PAUSE_AFTER, Fault.DELAY, Fault.LATE_END, Fault.CHECK_LATE)
-STALL_NS: Final[Mapping[Broker, int]] = {"kafka": 60 * _S, "rocketmq": 60 * _S, "embedded": 20 * _S}
-"""The longest pause: beyond every timeout of the scenarios; shorter than RocketMQ asks about a half before
-it gives it up; and with the embedded broker, whose file a process that stands still may hold, not so
-long that everybody else does nothing but to look at the lock."""
 _ENDS: Final = ("broker.abort:", "broker.commit:")
 
 
@@ -96,7 +93,9 @@ def possible(label: str, faults: Faults) -> Faults:
 @contextmanager
 def open_runner(scenario: Scenario, broker: Broker) -> Iterator[ProtocolRunner]:
     with Runner(scenario, RunnerOptions(broker=broker, steps_max=20_000)) as runner:
-        yield ProtocolRunner(runner)
+        # A writer that stands still holds the embedded broker's file: the others only look at the lock.
+        stall_s = min(scenario.stall_s, STALL_S) if broker == "embedded" else scenario.stall_s
+        yield ProtocolRunner(runner, stall_s * _S)
 
 
 def single_faults(points: Collection[Point], stall_ns: int, without: Collection[Fault] = KILLS) -> list[Deviation]:
@@ -121,13 +120,12 @@ _DURABLE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Explored:
-    """``executed`` counts every schedule, the one without faults included. ``possible`` single faults
-    there are. ``sometimes`` and ``premises``: how often each occurred in all runs together."""
+    """``executed`` counts every schedule, the one without faults included. ``sometimes`` and ``premises``:
+    how often each occurred in all runs together."""
 
     scenario: str
     broker: Broker
     executed: int
-    possible: int
     failures: tuple[Failure, ...]
     sometimes: Mapping[str, int]
     premises: Mapping[str, int]
@@ -141,49 +139,56 @@ class Explored:
 def explored(
     scenario: Scenario,
     broker: Broker,
+    schedules: int,
     *,
-    singles: int | None,
-    random: int,
-    jobs: int,
-    stride: int = 1,
+    jobs: int = 1,
     failures_max: int | None = None,
     seed: int = SEED,
 ) -> Explored:
-    """Run at most ``singles`` single faults (None: all; of each ``stride`` one, so that a part is
-    spread over the whole), then ``random`` schedules of the seed. Ends at ``failures_max`` different
+    """The default exploration, with so many schedules: none, the first single faults, crash loops, and then
+    random ones of the seed. A longer one begins with a shorter one. Ends at ``failures_max`` different
     failures."""
-    with open_runner(scenario, broker) as runner:
-        conductor = Conductor(
-            runner, without=KILLS, jobs=jobs, runs_max=None, failures_max=failures_max, progress=Silent()
-        )
-        with conductor:
-            reference = conductor.reference()
-            alone = single_faults(reference.history.points(), runner.stall_ns)
-            chosen: list[Strategy] = [Fixed((one,)) for one in islice(alone, 0, None, stride)]
-            if singles is not None:
-                chosen = chosen[:singles]
-            loops: list[Strategy] = [CrashLoop(one, LOOPS) for one in alone if _worth_a_loop(one)]
-            by_chance: list[Strategy] = [Random(seed, number) for number in range(1, random + 1)]
-            try:
-                if reference.verdict is None:
-                    for name, strategies in (
-                        ("single faults", chosen),
-                        ("crash loops", loops[: len(chosen)] if stride == 1 else []),
-                        ("random", by_chance),
-                    ):
-                        _drain(conductor.run(name, strategies, len(strategies)))
-            except Over:
-                pass
-            tally = conductor.tally
-            return Explored(
-                scenario.name,
-                broker,
-                tally.executed,
-                len(alone),
-                tuple(tally.failures.values()),
-                dict(tally.sometimes),
-                dict(tally.premises),
-            )
+    with (
+        open_runner(scenario, broker) as runner,
+        Conductor(
+            runner, without=KILLS, jobs=jobs, runs_max=schedules, failures_max=failures_max, progress=Silent()
+        ) as conductor,
+    ):
+        reference = conductor.reference()
+        alone = single_faults(reference.history.points(), runner.stall_ns)
+        singles: list[Strategy] = [Fixed((one,)) for one in alone[:SINGLES]]
+        loops: list[Strategy] = [CrashLoop(one, LOOPS) for one in alone if _worth_a_loop(one)]
+        by_chance: list[Strategy] = [Random(seed, number) for number in range(1, schedules)]
+        try:
+            if reference.verdict is None:
+                for name, strategies in (("single faults", singles), ("crash loops", loops), ("random", by_chance)):
+                    _drain(conductor.run(name, strategies, len(strategies)))
+        except Over:
+            pass
+        return _of(conductor, scenario, broker)
+
+
+def every_single_fault(scenario: Scenario, broker: Broker, *, jobs: int, stride: int = 1) -> Explored:
+    """Each of ``stride`` of all single faults."""
+    with (
+        open_runner(scenario, broker) as runner,
+        Conductor(runner, without=KILLS, jobs=jobs, runs_max=None, failures_max=None, progress=Silent()) as conductor,
+    ):
+        alone = single_faults(conductor.reference().history.points(), runner.stall_ns)[::stride]
+        _drain(conductor.run("single faults", [Fixed((one,)) for one in alone], len(alone)))
+        return _of(conductor, scenario, broker)
+
+
+def _of(conductor: Conductor, scenario: Scenario, broker: Broker) -> Explored:
+    tally = conductor.tally
+    return Explored(
+        scenario.name,
+        broker,
+        tally.executed,
+        tuple(tally.failures.values()),
+        dict(tally.sometimes),
+        dict(tally.premises),
+    )
 
 
 def _worth_a_loop(deviation: Deviation) -> bool:

@@ -7,13 +7,13 @@ failure that shows the property it breaks. What survives, and why, is told in do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 import pytest
 
-from tests.simulation.protocol.scenarios import BROKERS, HALF_LOG
+from tests.simulation.protocol.scenarios import BROKERS
 from txbus_sim.result import Verdict
 from txbus_sim.simulation import Broker
 
@@ -51,8 +51,7 @@ class Mutant:
     rule: str
     scenario: str
     breaks: tuple[Breaks, ...]
-    brokers: tuple[Broker, ...]
-    within: int
+    within: Mapping[Broker, int]
     patch: Patch
 
     def __str__(self) -> str:
@@ -62,13 +61,14 @@ class Mutant:
 MUTANTS: list[Mutant] = []
 
 
-def mutant(
-    rule: str, scenario: str, *breaks: Breaks, brokers: tuple[Broker, ...] = HALF_LOG, within: int = 100
-) -> Callable[[Patch], Patch]:
-    assert set(brokers) <= set(BROKERS)
+def mutant(rule: str, scenario: str, *breaks: Breaks, **within: int) -> Callable[[Patch], Patch]:
+    """``within``: by the name of the broker."""
+    unknown = set(within) - set(BROKERS)
+    assert not unknown, unknown
 
     def add(patch: Patch) -> Patch:
-        MUTANTS.append(Mutant(patch.__name__, rule, scenario, breaks, brokers, within, patch))
+        numbers = {broker: within[broker] for broker in BROKERS if broker in within}
+        MUTANTS.append(Mutant(patch.__name__, rule, scenario, breaks, numbers, patch))
         return patch
 
     return add

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.simulation.protocol.mutants import Breaks, mutant
-from tests.simulation.protocol.scenarios import BROKERS
 from txbus._atomic_consumer import AtomicConsumer
 from txbus._consumer_contract import Run
 from txbus._consumer_lanes import Lanes, Work
@@ -26,7 +25,7 @@ __all__: list[str] = []
 LOSS, DOUBLE, ORDER, ATTEMPTS, TORN = Breaks.LOSS, Breaks.DOUBLE, Breaks.ORDER, Breaks.ATTEMPTS, Breaks.TORN
 
 
-@mutant("inbox", "inbox", LOSS, brokers=BROKERS, within=500)
+@mutant("inbox", "inbox", LOSS, kafka=300, rocketmq=300, embedded=300)
 def the_inbox_row_in_a_transaction_of_its_own(patch: pytest.MonkeyPatch) -> None:
     def insert(self: SqlTransaction, scope: str, source: str, message_id: str, lock_wait_s: float) -> bool:
         values = _sql_inbox.message_key(scope, source, message_id) | {"handled_s": self._gate.clock.wall_s()}
@@ -36,12 +35,12 @@ def the_inbox_row_in_a_transaction_of_its_own(patch: pytest.MonkeyPatch) -> None
     patch.setattr(SqlTransaction, "insert_inbox", insert)
 
 
-@mutant("inbox", "inbox", DOUBLE, brokers=BROKERS, within=500)
+@mutant("inbox", "inbox", DOUBLE, kafka=300, rocketmq=300, embedded=300)
 def no_inbox_row(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlTransaction, "insert_inbox", lambda self, scope, source, message_id, lock_wait_s: True)
 
 
-@mutant("inbox", "inbox", LOSS, brokers=BROKERS, within=5)
+@mutant("inbox", "inbox", LOSS, kafka=300, rocketmq=300, embedded=300)
 def one_inbox_for_all_scopes(patch: pytest.MonkeyPatch) -> None:
     """The same message id in another scope is taken for handled."""
     key = _sql_inbox.message_key
@@ -53,7 +52,7 @@ def one_inbox_for_all_scopes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_sql_local, "message_key", without_scope)
 
 
-@mutant("acknowledgement", "inbox", LOSS, brokers=BROKERS, within=500)
+@mutant("acknowledgement", "inbox", LOSS, kafka=300, rocketmq=300, embedded=300)
 def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     accept = Poller._accept
 
@@ -70,14 +69,14 @@ def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Poller, "_tell", tell)
 
 
-@mutant("acknowledgement", "retry", LOSS, ATTEMPTS, brokers=BROKERS, within=60)
+@mutant("acknowledgement", "retry", LOSS, ATTEMPTS, kafka=300, rocketmq=300, embedded=300)
 def a_handler_that_fails_is_acknowledged(patch: pytest.MonkeyPatch) -> None:
     from txbus._consumer_contract import Done
 
     patch.setattr(InboxHandler, "_failed", lambda self, job, attempts, number, counted, error: Done())
 
 
-@mutant("order", "retry", ORDER, brokers=("kafka",), within=60)
+@mutant("order", "retry", ORDER, kafka=300)
 def a_retry_does_not_hold_its_key(patch: pytest.MonkeyPatch) -> None:
     hold = Lanes.hold
 
@@ -99,7 +98,7 @@ def a_retry_does_not_hold_its_key(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lanes, "_stopped_out_of_order", stopped, raising=False)
 
 
-@mutant("attempts", "retry", ATTEMPTS, brokers=("kafka", "embedded"), within=500)
+@mutant("attempts", "retry", ATTEMPTS, kafka=300, embedded=300)
 def attempts_are_counted_after_the_handler(patch: pytest.MonkeyPatch) -> None:
     """A run that the process does not survive is never counted."""
 
@@ -110,7 +109,7 @@ def attempts_are_counted_after_the_handler(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attempts, "free", lambda self, run: not (run.started or run.failed or run.reserved))
 
 
-@mutant("attempts", "retry", ATTEMPTS, brokers=BROKERS, within=500)
+@mutant("attempts", "retry", ATTEMPTS, kafka=300, rocketmq=300, embedded=300)
 def attempts_are_kept_in_memory(patch: pytest.MonkeyPatch) -> None:
     def standing(self: Attempts, run: Run, source: str, message_id: str) -> Standing:
         return Standing(run.attempts, 0.0, "", False)
@@ -119,7 +118,7 @@ def attempts_are_kept_in_memory(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attempts, "recorded", lambda self, source, message_id: 0)
 
 
-@mutant("leases", "inbox", Breaks.FENCING, DOUBLE, LOSS, brokers=("embedded",), within=500)
+@mutant("leases", "inbox", Breaks.FENCING, DOUBLE, LOSS, embedded=300)
 def a_lease_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     def fenced_of(
         connection: sqlite3.Connection, group: str, member: str, epochs: Mapping[int, int], now_s: float
@@ -130,7 +129,7 @@ def a_lease_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(receiver, "fenced_of", fenced_of)
 
 
-@mutant("atomic", "atomic", TORN, DOUBLE, within=400)
+@mutant("atomic", "atomic", TORN, DOUBLE, kafka=300, embedded=300)
 def positions_outside_of_the_broker_transaction(patch: pytest.MonkeyPatch) -> None:
     """What an atomic handler sends is committed, and its position afterwards."""
 
@@ -147,7 +146,7 @@ def positions_outside_of_the_broker_transaction(patch: pytest.MonkeyPatch) -> No
     patch.setattr(AtomicConsumer, "_commit", commit)
 
 
-@mutant("atomic", "atomic", TORN, LOSS, within=400)
+@mutant("atomic", "atomic", TORN, LOSS, kafka=300, embedded=300)
 def a_scope_sends_at_once(patch: pytest.MonkeyPatch) -> None:
     """`bus.atomic` without a broker transaction: each message by itself."""
     from txbus._atomic import AtomicScope

@@ -23,7 +23,7 @@ __all__: list[str] = []
 LOSS, DOUBLE, ORDER, PHANTOM, STUCK = Breaks.LOSS, Breaks.DOUBLE, Breaks.ORDER, Breaks.PHANTOM, Breaks.STUCK
 
 
-@mutant("13", "relays_outside", DOUBLE, STUCK, within=600)
+@mutant("13", "relays_outside", DOUBLE, STUCK, kafka=300, embedded=300)
 def each_owner_has_its_own_transactional_id(patch: pytest.MonkeyPatch) -> None:
     made = HalfPartition.take_over
 
@@ -34,17 +34,17 @@ def each_owner_has_its_own_transactional_id(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "take_over", take_over)
 
 
-@mutant("14", "ledger", DOUBLE, PHANTOM, STUCK, LOSS, brokers=("kafka",), within=900)
+@mutant("14", "ledger", DOUBLE, PHANTOM, STUCK, LOSS, kafka=300)
 def no_repair_of_destinations(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "_repair_destinations", lambda self, topics: True)
 
 
-@mutant("14", "ledger", DOUBLE, PHANTOM, STUCK, LOSS, ORDER, brokers=("kafka",), within=900)
+@mutant("14", "ledger", DOUBLE, PHANTOM, STUCK, LOSS, ORDER, kafka=300)
 def no_repair_of_the_half_partition(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "_repair_own", lambda self, membership: None)
 
 
-@mutant("15", "ledger", DOUBLE, LOSS, STUCK, within=500)
+@mutant("15", "ledger", DOUBLE, LOSS, STUCK, kafka=300, embedded=300)
 def messages_outside_of_the_broker_transaction(patch: pytest.MonkeyPatch) -> None:
     """Published by a plain sender first; S and the position follow."""
     fill = HalfPartition._fill
@@ -71,7 +71,7 @@ class _NoMessages:
             self._opened.send(envelope, partition)
 
 
-@mutant("15", "two_senders", DOUBLE, Breaks.EVIDENCE, within=600)
+@mutant("15", "two_senders", DOUBLE, Breaks.EVIDENCE, kafka=300, embedded=300)
 def steps_without_s(patch: pytest.MonkeyPatch) -> None:
     append = HalfPartition._append
 
@@ -83,12 +83,12 @@ def steps_without_s(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "_append", without)
 
 
-@mutant("16", "two_senders", LOSS, within=600)
+@mutant("16", "two_senders", LOSS, kafka=300, embedded=300)
 def the_position_is_what_was_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfIndex, "position", lambda self, read_next, without=(): read_next)
 
 
-@mutant("16", "small_log", LOSS, ORDER, within=800)
+@mutant("16", "small_log", LOSS, ORDER, kafka=300, embedded=300)
 def the_position_runs_past_what_was_read(patch: pytest.MonkeyPatch) -> None:
     plan = HalfPartition._plan
 
@@ -101,12 +101,12 @@ def the_position_runs_past_what_was_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "_plan", past)
 
 
-@mutant("17", "ledger", ORDER, within=500)
+@mutant("17", "ledger", ORDER, kafka=300, embedded=300)
 def nothing_holds(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(index_module._Chain, "free", lambda self, half: True)
 
 
-@mutant("18", "small_log", DOUBLE, within=800)
+@mutant("18", "small_log", DOUBLE, kafka=300, embedded=300)
 def a_zombie_appends_again(patch: pytest.MonkeyPatch) -> None:
     def append(self: HalfPartition, opened: BrokerTransaction, entries: Sequence[EncodedEntry]) -> None:
         envelope = Envelope(self.where.topic, join(entries))
@@ -121,12 +121,12 @@ def a_zombie_appends_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "_append", append)
 
 
-@mutant("18", "small_log", DOUBLE, ORDER, within=800)
+@mutant("18", "small_log", DOUBLE, ORDER, kafka=300, embedded=300)
 def an_own_h_is_believed_after_its_s(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfIndex, "settled", HalfIndex._forget)
 
 
-@mutant("19", "small_log", LOSS, ORDER, within=800)
+@mutant("19", "small_log", LOSS, ORDER, kafka=300, embedded=300)
 def only_the_undecided_are_appended_again(patch: pytest.MonkeyPatch) -> None:
     in_order = HalfIndex.in_order
 
@@ -136,12 +136,12 @@ def only_the_undecided_are_appended_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfIndex, "in_order", undecided)
 
 
-@mutant("19", "small_log", LOSS, within=800)
+@mutant("19", "small_log", LOSS, kafka=300, embedded=300)
 def nothing_is_appended_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfIndex, "in_order", lambda self: iter(()))
 
 
-@mutant("19", "small_log", ORDER, within=800)
+@mutant("19", "small_log", ORDER, kafka=300, embedded=300)
 def the_first_position_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     opened = HalfIndex._open
 
@@ -153,13 +153,13 @@ def the_first_position_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfIndex, "_open", forgetful)
 
 
-@mutant("20", "ledger", DOUBLE, ORDER, Breaks.EVIDENCE, within=800)
+@mutant("20", "ledger", DOUBLE, ORDER, Breaks.EVIDENCE, kafka=300, embedded=300)
 def acting_before_the_s_was_read(patch: pytest.MonkeyPatch) -> None:
     """A new owner acts with what it has read so far."""
     patch.setattr(HalfPartition, "_look_for_end", lambda self: self._activate())
 
 
-@mutant("20", "ledger", LOSS, within=400)
+@mutant("20", "ledger", LOSS, kafka=300, embedded=300)
 def a_new_owner_begins_at_the_end(patch: pytest.MonkeyPatch) -> None:
     take_over = HalfPartition.take_over
 
@@ -172,13 +172,13 @@ def a_new_owner_begins_at_the_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "take_over", late)
 
 
-@mutant("21", "ledger", DOUBLE, within=500)
+@mutant("21", "ledger", DOUBLE, kafka=300, embedded=300)
 def an_unknown_step_is_done_again(patch: pytest.MonkeyPatch) -> None:
     """Its commit got no answer: the clients are built anew, and the same step is done once more."""
     _after_an_unknown_commit(patch, lambda self, step, membership, attempt: attempt(self, step, membership))
 
 
-@mutant("21", "ledger", LOSS, within=500)
+@mutant("21", "ledger", LOSS, kafka=300, embedded=300)
 def an_unknown_step_counts_as_committed(patch: pytest.MonkeyPatch) -> None:
     _after_an_unknown_commit(patch, lambda self, step, membership, attempt: self._done(step))
 
@@ -209,7 +209,7 @@ def _after_an_unknown_commit(patch: pytest.MonkeyPatch, then: Callable[..., obje
     patch.setattr(HalfPartition, "_attempt", again)
 
 
-@mutant("22", "ledger", LOSS, within=800)
+@mutant("22", "ledger", LOSS, kafka=300, embedded=300)
 def an_aborted_step_counts_as_done(patch: pytest.MonkeyPatch) -> None:
     def failed(self: HalfPartition, step: Any, error: Exception) -> bool:
         self._done(step)
@@ -218,7 +218,7 @@ def an_aborted_step_counts_as_done(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "_failed", failed)
 
 
-@mutant("23", "two_senders", LOSS, within=600)
+@mutant("23", "two_senders", LOSS, kafka=300, embedded=300)
 def truncated_up_to_what_was_read(patch: pytest.MonkeyPatch) -> None:
     def truncate(self: HalfPartition, position: int) -> None:
         self._log.truncate(self.where.partition, self.read_next)
@@ -226,7 +226,7 @@ def truncated_up_to_what_was_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfPartition, "_truncate", truncate)
 
 
-@mutant("28", "parked", LOSS, STUCK, within=400)
+@mutant("28", "parked", LOSS, STUCK, kafka=300, embedded=300)
 def an_operators_word_is_ignored(patch: pytest.MonkeyPatch) -> None:
     decide = HalfIndex.decide
 

@@ -8,7 +8,6 @@ from types import TracebackType
 import pytest
 
 from tests.simulation.protocol.mutants import Breaks, mutant
-from tests.simulation.protocol.scenarios import BROKERS
 from txbus import _open
 from txbus._checkback import Answer, LedgerAnswers, Question
 from txbus._halflog import index as index_module
@@ -75,18 +74,18 @@ def _half_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Sending, "_before_commit", before_commit)
 
 
-@mutant("1", "two_senders", ORDER, within=400)
+@mutant("1", "two_senders", ORDER, kafka=300, embedded=300)
 def half_before_the_row_locks(patch: pytest.MonkeyPatch) -> None:
     _half_first(patch)
 
 
-@mutant("1", "purge", LOSS, brokers=("kafka",), within=700)
+@mutant("1", "purge", LOSS, kafka=300)
 def half_before_the_ledger_row(patch: pytest.MonkeyPatch) -> None:
     """An application that stands still commits after the tombstone of its half was purged."""
     _half_first(patch)
 
 
-@mutant("1", "ledger", LOSS, within=60)
+@mutant("1", "ledger", LOSS, kafka=300, embedded=300)
 def half_after_the_commit(patch: pytest.MonkeyPatch) -> None:
     def before_commit(self: _Sending, local: LocalTransaction) -> None:
         local.flush()
@@ -102,7 +101,7 @@ def half_after_the_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Sending, "_committed", after)
 
 
-@mutant("1", "ledger", PHANTOM, brokers=BROKERS, within=100)
+@mutant("1", "ledger", PHANTOM, kafka=300, rocketmq=300, embedded=300)
 def outcome_told_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     before = _Sending._before_commit
 
@@ -113,12 +112,12 @@ def outcome_told_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Sending, "_before_commit", before_commit)
 
 
-@mutant("1", "ledger", LOSS, brokers=BROKERS, within=120)
+@mutant("1", "ledger", LOSS, kafka=300, rocketmq=300, embedded=300)
 def no_ledger_row(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlTransaction, "insert_ledger", lambda self, row: None)
 
 
-@mutant("3", "several_keys", ORDER, within=400)
+@mutant("3", "several_keys", ORDER, kafka=300, embedded=300)
 def held_by_the_first_key_only(patch: pytest.MonkeyPatch) -> None:
     def opened(**values: object) -> OpenHalf:
         keys = values["keys"]
@@ -128,7 +127,7 @@ def held_by_the_first_key_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(index_module, "OpenHalf", opened)
 
 
-@mutant("3", "several_messages", LOSS, within=400)
+@mutant("3", "several_messages", LOSS, kafka=300, embedded=300)
 def only_the_first_half_is_awaited(patch: pytest.MonkeyPatch) -> None:
     """Several keys, one record for each half partition: COMMIT after the first receipt."""
 
@@ -152,7 +151,7 @@ def _ticket(self: HalfLogSender, half: Half, timeout_s: float):  # type: ignore[
     return _Ticket(entries, self._clock.monotonic_s() + timeout_s)
 
 
-@mutant("4", "ledger", LOSS, within=400)
+@mutant("4", "ledger", LOSS, kafka=300, embedded=300)
 def a_half_of_unknown_fate_counts_as_stored(patch: pytest.MonkeyPatch) -> None:
     store = HalfLogSender.store
 
@@ -165,7 +164,7 @@ def a_half_of_unknown_fate_counts_as_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HalfLogSender, "store", careless)
 
 
-@mutant("4", "ledger", LOSS, brokers=("rocketmq",), within=400)
+@mutant("4", "ledger", LOSS, rocketmq=300)
 def a_native_half_of_unknown_fate_counts_as_stored(patch: pytest.MonkeyPatch) -> None:
     store = NativeHalves.store
 
@@ -178,17 +177,17 @@ def a_native_half_of_unknown_fate_counts_as_stored(patch: pytest.MonkeyPatch) ->
     patch.setattr(NativeHalves, "store", careless)
 
 
-@mutant("6", "ledger", LOSS, brokers=BROKERS, within=400)
+@mutant("6", "ledger", LOSS, kafka=300, rocketmq=300, embedded=300)
 def an_unclear_commit_counts_as_rolled_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Sending, "_settle_unknown", lambda self, error: False)
 
 
-@mutant("6", "ledger", PHANTOM, brokers=BROKERS, within=400)
+@mutant("6", "ledger", PHANTOM, kafka=300, rocketmq=300, embedded=300)
 def an_unclear_commit_counts_as_committed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Sending, "_settle_unknown", lambda self, error: True)
 
 
-@mutant("6", "named", DOUBLE, brokers=BROKERS, within=400)
+@mutant("6", "named", DOUBLE, kafka=300, rocketmq=300, embedded=300)
 def an_attempt_before_is_not_settled(patch: pytest.MonkeyPatch) -> None:
     """A block that is run again under its tx_id does not ask what became of it."""
 
@@ -199,12 +198,12 @@ def an_attempt_before_is_not_settled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlDatabase, "reserve", reserve)
 
 
-@mutant("8", "wrong_copy", LOSS, within=400)
+@mutant("8", "wrong_copy", LOSS, kafka=300, embedded=300)
 def a_name_is_identity_enough(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlDatabase, "identity", lambda self: "the only ledger")
 
 
-@mutant("9", "two_databases", LOSS, within=400)
+@mutant("9", "two_databases", LOSS, kafka=300, embedded=300)
 def a_database_that_is_not_here_counts_as_rolled_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_open, "check_all_databases", lambda service, databases: None)
     ask = LedgerAnswers._answer_database
@@ -217,7 +216,7 @@ def a_database_that_is_not_here_counts_as_rolled_back(patch: pytest.MonkeyPatch)
     patch.setattr(LedgerAnswers, "_answer_database", answer)
 
 
-@mutant("9", "two_databases", LOSS, within=400)
+@mutant("9", "two_databases", LOSS, kafka=300, embedded=300)
 def a_foreign_half_is_fenced_in_any_database(patch: pytest.MonkeyPatch) -> None:
     """The half names its database; whoever is asked fences in the one that is at hand."""
 
@@ -227,7 +226,7 @@ def a_foreign_half_is_fenced_in_any_database(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LedgerAnswers, "_answer_database", answer)
 
 
-@mutant("10", "purge", LOSS, within=400)
+@mutant("10", "purge", LOSS, kafka=300, embedded=300)
 def eager_purge(patch: pytest.MonkeyPatch) -> None:
     def purge(self: Ledger, created_before_s: float, limit: int) -> int:
         with self._gate.write("purging the ledger") as connection:
@@ -236,7 +235,7 @@ def eager_purge(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "purge", purge)
 
 
-@mutant("26", "relays_outside", LOSS, within=500)
+@mutant("26", "relays_outside", LOSS, kafka=300, embedded=300)
 def a_checker_looks_and_does_not_fence(patch: pytest.MonkeyPatch) -> None:
     def settle(self: Ledger, ids: Sequence[HalfId], now_s: float, lock_wait_s: float) -> Mapping[HalfId, Outcome]:
         found = self.look(ids)
@@ -245,12 +244,12 @@ def a_checker_looks_and_does_not_fence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "settle", settle)
 
 
-@mutant("26", "own_checker", LOSS, brokers=("rocketmq",), within=500)
+@mutant("26", "own_checker", LOSS, rocketmq=300)
 def a_native_checker_looks_and_does_not_fence(patch: pytest.MonkeyPatch) -> None:
     a_checker_looks_and_does_not_fence(patch)
 
 
-@mutant("27", "relays_outside", LOSS, within=500)
+@mutant("27", "relays_outside", LOSS, kafka=300, embedded=300)
 def no_answer_counts_as_rolled_back(patch: pytest.MonkeyPatch) -> None:
     """The row is locked by its open local transaction: so it will not commit, will it?"""
     fence = LedgerAnswers._fence
@@ -266,7 +265,7 @@ def no_answer_counts_as_rolled_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LedgerAnswers, "_fence", hasty)
 
 
-@mutant("own checker", "own_checker", LOSS, brokers=BROKERS, within=500)
+@mutant("own checker", "own_checker", LOSS, kafka=300, rocketmq=300, embedded=300)
 def an_own_checkers_no_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
     def no_fence(
         self: LedgerAnswers, database: Database, asked: Sequence[Question], deadline_s: float
@@ -276,7 +275,7 @@ def an_own_checkers_no_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LedgerAnswers, "_fence", no_fence)
 
 
-@mutant("own checker", "parked", LOSS, within=400)
+@mutant("own checker", "parked", LOSS, kafka=300, embedded=300)
 def an_own_checkers_unknown_counts_as_rolled_back(patch: pytest.MonkeyPatch) -> None:
     ask = LedgerAnswers._ask_own
 
@@ -293,16 +292,16 @@ def an_own_checkers_unknown_counts_as_rolled_back(patch: pytest.MonkeyPatch) -> 
     patch.setattr(LedgerAnswers, "_fence", no_fence)
 
 
-@mutant("28", "parked", LOSS, within=400)
+@mutant("28", "parked", LOSS, kafka=300, embedded=300)
 def an_operators_word_is_not_in_the_ledger(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlDatabase, "decide", lambda self, row: row.outcome)
 
 
-@mutant("local timeout", "local_timeout", Breaks.TIMEOUT, brokers=BROKERS, within=5)
+@mutant("local timeout", "local_timeout", Breaks.TIMEOUT, kafka=300, rocketmq=300, embedded=300)
 def a_local_timeout_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Sending, "_check_in_time", lambda self: None)
 
 
-@mutant("native checks", "ledger", LOSS, brokers=("rocketmq",), within=200)
+@mutant("native checks", "ledger", LOSS, rocketmq=300)
 def a_brokers_questions_are_not_answered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NativeHalves, "turn", lambda self, timeout_s: len(self._halves.checks(timeout_s)))

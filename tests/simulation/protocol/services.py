@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import pydantic
@@ -232,9 +232,18 @@ def orders_by_name(ways: Ways, databases: Mapping[str, str], todo: Sequence[Orde
 
 
 def relay(
-    ways: Ways, databases: Mapping[str, str], *, checker: str = "", leaves_after_s: float = 0.0, **settings: Any
+    ways: Ways,
+    databases: Mapping[str, str],
+    *,
+    checker: str = "",
+    leaves_after_s: float = 0.0,
+    records_max: int = 0,
+    **settings: Any,
 ) -> None:
-    """Nothing but a relay, as ``txbus relay`` runs it. One that may not join says so and is gone."""
+    """Nothing but a relay, as ``txbus relay`` runs it. One that may not join says so and is gone.
+
+    ``records_max``: it reads no more at once, as where fetches are slow; there is no setting for that.
+    """
     engines = {name: sa.create_engine(url) for name, url in databases.items()}
     placed = ways.topic()
     bus = tell(Bus(ways.url, service="shop", databases=engines, topics=[placed], **(FAST | settings)))
@@ -245,6 +254,8 @@ def relay(
     except ConfigurationError as exc:
         _LOGGER.warning("refused: %s", exc)
         return
+    if records_max and bus.opened.relay is not None:
+        bus.opened.relay._budget = replace(bus.opened.relay._budget, records_max=records_max)
     if leaves_after_s:
         time.sleep(leaves_after_s)
         bus.close()
