@@ -62,7 +62,9 @@ def test_unknown_variable_is_named_with_the_nearest() -> None:
         load(environ={"TXBUS_CHECK_AFTR_S": "1"})
 
 
-@pytest.mark.parametrize("name", ["TXBUS_TEST_KILLS", "TXBUS_REQUIRE_SERVERS", "TXBUS_DEMO_SEED", "OTHER_LEASE_S"])
+@pytest.mark.parametrize(
+    "name", ["TXBUS_TEST_KILLS", "TXBUS_REQUIRE_SERVERS", "TXBUS_REQUIRE_BROWSER", "TXBUS_DEMO_SEED", "OTHER_LEASE_S"]
+)
 def test_reserved_and_foreign_variables_are_no_settings(name: str) -> None:
     """Variables of the tests, of the demo and of others are left alone."""
     assert load(environ={name: "whatever"}) == Settings()
